@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from vtprune.pictures.chart import GREY, draw_interval, line_colours, literal, new_figure, show_kept
+from vtprune.pictures.chart import (
+    GREY,
+    draw_interval,
+    line_colours,
+    literal,
+    mark_rows,
+    new_figure,
+    show_kept,
+)
 
 
 def drawn(kept: list[float]) -> tuple[list[tuple[float, str]], tuple[float, float]]:
@@ -44,6 +52,15 @@ def test_a_chart_has_at_most_eight_colours_and_the_first_lines_have_their_own() 
     assert len(set(colours.values())) == 8
     assert len({colours[str(number)] for number in range(7)}) == 7
     assert colours["19"] == GREY
+
+
+@pytest.mark.parametrize("ways", [2, 5, 9])
+def test_rows_at_several_keeps_can_be_told_apart(ways: int) -> None:
+    rows = [(str(way), keep) for keep in (0.5, 0.3, 0.1) for way in range(ways)]
+    marks = mark_rows(rows)
+    assert len(set(marks)) == len(rows)
+    colours = {row[0]: mark[0] for row, mark in zip(rows, marks, strict=True)}
+    assert all(colours[way] == colour for (way, _), (colour, _) in zip(rows, marks, strict=True))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

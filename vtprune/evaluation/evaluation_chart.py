@@ -9,7 +9,9 @@ from vtprune.evaluation.evaluate import Evaluation
 from vtprune.evaluation.rows import EvaluationRow
 from vtprune.inference.wording import counted, with_options
 from vtprune.pictures.chart import (
+    INTERVALS,
     KEPT,
+    MARKERS,
     PALETTE,
     draw_interval,
     line_colours,
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TITLE = 60  # characters of a model's name
-MARKERS = "os^Dvx"
 
 
 def plot(evaluation: Evaluation, kind: str = "png") -> bytes:
@@ -87,7 +88,7 @@ def plot_rows(
         axes.grid(alpha=0.3)
     fewer = any(row.questions < questions for points in lines.values() for row in points)
     note = "; *: fewer questions were asked" if fewer else ""
-    show_kept(upper, f"{KEPT} (bands and bars: 95 %, bootstrap over files{note})")
+    show_kept(upper, f"{KEPT} (bands and {INTERVALS}{note})")
     show_shares(lower, "x")
     lower.set_xlabel(
         "time to the first token, in percent of the unpruned one's (vision tower counted)"

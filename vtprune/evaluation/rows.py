@@ -184,6 +184,11 @@ class VariantRow:
     options: Mapping[str, str] = field(default_factory=dict, kw_only=True)
     errors: tuple[str, ...] = field(default=(), kw_only=True)
 
+    @property
+    def way(self) -> str:
+        """Its name without its keep, which rows at other keeps share."""
+        return self.name.partition(" keep ")[0]
+
     def named(self, *counts: str) -> dict[str, object]:
         """Return what JSON has of every row first, its counts such as "seeds" last."""
         keys = ("role", "preset", "method", "at", "keep", "keep_mean", *counts)

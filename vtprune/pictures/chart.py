@@ -18,6 +18,8 @@ NARROW = 0.1  # an axis of shares is no narrower: its ticks would all be called 
 GREY = "0.45"
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#882255")
 """Colours that the colour-blind can tell apart, too; the eighth is grey."""
+MARKERS = "os^DvxP*<>"
+INTERVALS = "bars: 95 %, bootstrap over files"
 KEPT = "visual tokens kept, average over the layers"
 
 
@@ -36,6 +38,23 @@ def line_colours(names: Iterable[str]) -> dict[str, str]:
     """
     distinct = dict.fromkeys(names)
     return dict(zip(distinct, chain(PALETTE, repeat(GREY)), strict=False))
+
+
+def mark_rows(rows: Sequence[tuple[str, object]]) -> list[tuple[str, str]]:
+    """Return colour and marker of each row: a colour a way to prune, a marker a keep.
+
+    Ways beyond the colours are grey, and have markers of their own.
+
+    Args:
+        rows: (way, keep) of each, the most important first.
+    """
+    colours = line_colours(way for way, _ in rows)
+    keeps = list(dict.fromkeys(keep for _, keep in rows))
+    first = {way: max(0, number - len(PALETTE) + 1) for number, way in enumerate(colours)}
+    return [
+        (colours[way], MARKERS[(first[way] * len(keeps) + keeps.index(keep)) % len(MARKERS)])
+        for way, keep in rows
+    ]
 
 
 def draw_interval(

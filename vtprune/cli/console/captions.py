@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vtprune.cli.console.evaluation import row_name
+from vtprune.cli.console.evaluation import name_with_keep, row_name
 from vtprune.cli.console.facts import asked_fact, model_fact
 from vtprune.cli.console.tables import (
     labelled,
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from vtprune.evaluation.captions.result import CaptionRow, CaptionTest
 
 HEADINGS = {
-    "cider": "CIDEr", "self_cider": "self-\nCIDEr", "distinct_1": "distinct-\n1",
-    "distinct_2": "distinct-\n2", "words": "words",
+    "cider": "CIDEr", "self_cider": "self-CIDEr", "distinct_1": "distinct-1",
+    "distinct_2": "distinct-2", "words": "words",
 }  # fmt: skip
 
 
@@ -41,11 +41,10 @@ def show_captions(test: CaptionTest, console: Console) -> None:
     lines = labelled()
     for row in rows:
         if row.role == "asked" and row.verdict:
-            keep = "" if row.keep is None else f" {row.keep:g}"
-            lines.add_row("captions", Text(printable(f"{row_name(row)}{keep}: {row.verdict}")))
+            lines.add_row("captions", Text(printable(f"{name_with_keep(row)}: {row.verdict}")))
     for row in test.rows:
         for reason in row.errors:
-            lines.add_row("not run", Text(printable(f"{row_name(row)}: {reason}"), "yellow"))
+            lines.add_row("not run", Text(printable(f"{name_with_keep(row)}: {reason}"), "yellow"))
     list_failed(test.failed, test.questions, lines)
     if lines.row_count:
         console.print()

@@ -131,6 +131,12 @@ def row_name(row: NamedRow) -> str:
     return f"{name} at {row.at}" if row.method else name
 
 
+def name_with_keep(row: NamedRow) -> str:
+    """Return what a row is called where its keep is not beside it."""
+    keep = f" {row.keep:g}" if row.keep is not None and row.role != "unpruned" else ""
+    return row_name(row) + keep
+
+
 def _figures(
     row: EvaluationRow, questions: int, scored: bool, against: Sequence[str]
 ) -> list[Text]:
@@ -170,11 +176,6 @@ def _gap(gap: Difference | None) -> str:
     return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
-def _name_with_keep(row: EvaluationRow) -> str:
-    keep = f" {row.keep:g}" if row.keep is not None and row.role != "unpruned" else ""
-    return row_name(row) + keep
-
-
 def _kinds(rows: Sequence[EvaluationRow]) -> Table:
     """Return the accuracy by kind of question."""
     kinds = list(dict.fromkeys(kind for row in rows for kind in row.by_kind))
@@ -193,7 +194,7 @@ def _kinds(rows: Sequence[EvaluationRow]) -> Table:
             for kind in kinds
         ]  # fmt: skip
         style = "dim" if row.role == "baseline" else ""
-        table.add_row(Text(_name_with_keep(row)), *shares, style=style)
+        table.add_row(Text(name_with_keep(row)), *shares, style=style)
     return table
 
 

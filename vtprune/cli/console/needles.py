@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vtprune.cli.console.evaluation import row_name
+from vtprune.cli.console.evaluation import name_with_keep, row_name
 from vtprune.cli.console.facts import model_fact
 from vtprune.cli.console.tables import labelled, plain_table, print_fitted, show_warning
 from vtprune.cli.console.terminal import printable
@@ -44,10 +44,10 @@ def show_needles(test: NeedleTest, console: Console) -> None:
     lines = labelled()
     for row in rows:
         if row.role == "asked" and row.sentence:
-            lines.add_row("details", Text(printable(f"{_name_with_keep(row)} {row.sentence}")))
+            lines.add_row("details", Text(printable(f"{name_with_keep(row)} {row.sentence}")))
     for row in test.rows:
         for reason in row.errors:
-            lines.add_row("not run", Text(printable(f"{_name_with_keep(row)}: {reason}"), "yellow"))
+            lines.add_row("not run", Text(printable(f"{name_with_keep(row)}: {reason}"), "yellow"))
     if lines.row_count:
         console.print()
         console.print(lines)
@@ -103,7 +103,7 @@ def _by_kind(rows: Sequence[NeedleRow]) -> Table:
             one = row.figures.get((kind, None))
             value = None if one is None else _value(one, figure)
             cells.append("" if value is None else f"{value.mean:.0%}")
-        table.add_row(Text(_name_with_keep(row)), *cells,
+        table.add_row(Text(name_with_keep(row)), *cells,
                       style="dim" if row.role == "baseline" else "")  # fmt: skip
     return table
 
@@ -111,11 +111,6 @@ def _by_kind(rows: Sequence[NeedleRow]) -> Table:
 def _value(figures: NeedleFigures, name: str) -> Estimate | None:
     value: Estimate | None = getattr(figures, name)
     return value
-
-
-def _name_with_keep(row: NeedleRow) -> str:
-    keep = f" {row.keep:g}" if row.keep is not None and row.role != "unpruned" else ""
-    return row_name(row) + keep
 
 
 def show_notes(test: NeedleTest, console: Console) -> None:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from vtprune.evaluation.needles.result import NeedleTest
 from vtprune.inference.wording import counted
 from vtprune.pictures.chart import (
-    PALETTE,
+    INTERVALS,
     draw_interval,
-    line_colours,
     literal,
+    mark_rows,
     new_figure,
     show_shares,
     to_bytes,
@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PANELS = (("tokens", "share of the needles' tokens kept"), ("same", "same answer as unpruned"))
+WIDTH = "width of the needle, in percent of the shorter side"
 TITLE = 60  # characters of a model's name
 
 
 def plot(test: NeedleTest, kind: str = "png") -> bytes:
-    """Draw a line a row, the baselines dashed.
+    """Draw a line a row: a colour a way to prune, a marker a keep, the baselines dashed.
 
     Args:
         kind: of the file: "png", "svg" or "pdf".
@@ -33,7 +34,7 @@ def plot(test: NeedleTest, kind: str = "png") -> bytes:
     panels = figure.subplots(2, 1)
     for axes, (name, label) in zip(panels, PANELS, strict=True):
         _draw(axes, test, name)
-        axes.set(ylabel=label, xlabel="width of the needle, in percent of the shorter side")
+        axes.set(ylabel=label, xlabel=f"{WIDTH} (bands and {INTERVALS})")
         for which in ("x", "y"):
             show_shares(axes, which)
         axes.grid(alpha=0.3)
@@ -45,8 +46,8 @@ def plot(test: NeedleTest, kind: str = "png") -> bytes:
 
 def _draw(axes: Axes, test: NeedleTest, name: str) -> None:
     rows = sorted(test.rows[1:], key=lambda row: row.role == "baseline")
-    colours = line_colours(row.name for row in rows)
-    for row in rows:
+    marks = mark_rows([(row.way, row.keep) for row in rows])
+    for row, (colour, marker) in zip(rows, marks, strict=True):
         if not row.sizes:
             continue
         figures = [getattr(row.figures[None, size], name) for size in row.sizes]
@@ -55,13 +56,12 @@ def _draw(axes: Axes, test: NeedleTest, name: str) -> None:
             row.sizes,
             [one.mean for one in figures],
             label=literal(row.name, TITLE),
-            color=colours[row.name],
+            color=colour,
             linestyle="solid" if asked else "dashed",
-            marker="o" if colours[row.name] in PALETTE else "x",
+            marker=marker,
             linewidth=1.3,
             markersize=4,
         )
         if asked:
             low, high = [one.low for one in figures], [one.high for one in figures]
-            draw_interval(axes, row.sizes, [one.mean for one in figures], low, high,
-                          colours[row.name])  # fmt: skip
+            draw_interval(axes, row.sizes, [one.mean for one in figures], low, high, colour)
