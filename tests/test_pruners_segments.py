@@ -15,7 +15,13 @@ from vtprune.pruners import create, fastvid, flashvid
 from vtprune.pruners.base import Budget, Selection, VisualTokens, merge
 from vtprune.pruners.contract import tokens_of
 from vtprune.pruners.fastvid import FrameSegments, find_segments
-from vtprune.pruners.flashvid import choose_by_weight, cut_weakest, parts_of, share
+from vtprune.pruners.flashvid import (
+    choose_by_weight,
+    chosen_of_frames,
+    cut_weakest,
+    parts_of,
+    trees_of_segments,
+)
 from vtprune.pruners.similarity import unit_rows
 from vtprune.tokens.layout import Layout
 
@@ -38,7 +44,7 @@ def choose(
 def segments_of(layout: Layout, states: torch.Tensor, per: str = "all") -> FrameSegments:
     budget = Budget.share(1, layout.groups(per))
     attention = torch.ones(len(states))
-    return find_segments(layout, states, attention, budget.group, budget.quota, "fastvid")
+    return find_segments(layout, states, attention, budget.group, budget.quota)[0]
 
 
 # -- segments -------------------------------------------------------------------------------------
@@ -217,8 +223,10 @@ def test_what_flashvid_chooses_is_rounded_up_and_a_segment_keeps_trees_for_the_r
     for quota, chosen, trees in (
         (6, [2, 2, 2], [0, 0]), (9, [3, 3, 3], [0, 0]), (10, [3, 3, 3], [1, 0]),
     ):  # fmt: skip
-        num_chosen, num_trees = share(two_segments(quota))
-        assert (num_chosen.tolist(), num_trees) == (chosen, trees)
+        video = two_segments(quota)
+        num_chosen = chosen_of_frames(video)
+        assert num_chosen.tolist() == chosen
+        assert trees_of_segments(video, num_chosen) == trees
 
 
 def test_a_segment_clusters_its_own_trees() -> None:

@@ -78,14 +78,16 @@ class Budget:
     Args:
         group: (N,) int64 group of each token, from 0.
         quota: (G,) int64 tokens to keep in each group; none is larger than its group.
+        total: their sum, where they are on a device that is not to be read; None: they are not.
     """
 
     group: torch.Tensor
     quota: torch.Tensor
+    total: int | None = None
 
     @property
     def count(self) -> int:
-        return int(self.quota.sum())
+        return int(self.quota.sum()) if self.total is None else self.total
 
     @classmethod
     def share(cls, count: int, group: torch.Tensor) -> Budget:

@@ -67,12 +67,14 @@ class FastVid:
     needs = ("tower_attention", "hidden")
 
     def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
-        return select_patches(tokens, budget, "fastvid", self.merge)
+        return select_patches(tokens, budget, self.merge)
 
-    def merge(self, video: FrameSegments, states: torch.Tensor, attention: torch.Tensor) -> Merged:
+    def merge(self, video: FrameSegments, patches: Patches) -> Merged:
         """Return what each patch is merged into, and its share there."""
+        states = patches.states
+        video = replace(video, segment=patches.read(video.segment, "fastvid"))
         num_anchors, num_attended = self.share(video)
-        attended = keep_best(attention, Budget(video.frame, num_attended))
+        attended = keep_best(patches.attention, Budget(video.frame, num_attended))
         target = torch.full((len(states),), -1, device=states.device)
         target[attended] = attended
         for frames in video.frames_of_segments():
@@ -143,7 +145,8 @@ class FrameSegments:
 
     Args:
         frame: (N,) int64 number of each patch's frame, ascending by group, video and time.
-        segment: (F,) int64 number of each frame's segment, ascending.
+        segment: (F,) int64 number of each frame's segment, ascending; on the device, until it is
+            read.
         group: (F,) int64 group of the budget that each frame is in.
         quota: (G,) int64 patches to keep in each group.
         tokens: of every frame, the numbers of its patches, ascending.
@@ -170,15 +173,36 @@ class FrameSegments:
         return [part.tolist() for part in torch.arange(len(self.segment)).split(sizes)]
 
 
-Merge = Callable[[FrameSegments, torch.Tensor, torch.Tensor], Merged]
-"""(segments, states (N, d), attention (N,) of the tower) of the patches -> what they become."""
-
-
-def select_patches(tokens: VisualTokens, budget: Budget, method: str, merge: Merge) -> Selection:
-    """Keep and merge patches; what is none (newlines) is kept where the budget has room for it.
+@dataclass(frozen=True, eq=False)
+class Patches:
+    """The N patches of videos, on their device.
 
     Args:
-        method: whose states they are, for an error's sake.
+        states: (N, d).
+        attention: (N,) of the tower.
+        means: (F, d) float32 mean state of every frame.
+    """
+
+    states: torch.Tensor
+    attention: torch.Tensor
+    means: torch.Tensor
+
+    def read(self, numbers: torch.Tensor, method: str) -> torch.Tensor:
+        """Return (n,) numbers that follow from them on the CPU.
+
+        Raises:
+            ModelError: states or attention that are not finite.
+        """
+        values = torch.cat([self.attention, self.means.sum(dim=1)])
+        return read_checked(numbers, values, method)
+
+
+Merge = Callable[[FrameSegments, Patches], Merged]
+"""(segments not yet read, patches) -> what the patches become."""
+
+
+def select_patches(tokens: VisualTokens, budget: Budget, merge: Merge) -> Selection:
+    """Keep and merge patches; what is none (newlines) is kept where the budget has room for it.
 
     Raises:
         ModelError: states that are not finite.
@@ -198,8 +222,7 @@ def select_patches(tokens: VisualTokens, budget: Budget, method: str, merge: Mer
     if len(patch):
         layout, place = tokens.layout.take(patch), send(patch, states.device)
         states, group = states[place], budget.group[patch]
-        video = find_segments(layout, states, attention[place], group, quota, method)
-        into, weight[place] = merge(video, states, attention[place])
+        into, weight[place] = merge(*find_segments(layout, states, attention[place], group, quota))
         target[place] = torch.where(into >= 0, place[into], -1)
     itself = target == torch.arange(len(target), device=target.device)
     index = true_places(itself, budget.count)
@@ -212,9 +235,8 @@ def find_segments(
     attention: torch.Tensor,
     group: torch.Tensor,
     quota: torch.Tensor,
-    method: str,
-) -> FrameSegments:
-    """Return the frames of the videos, in segments; the host reads how similar they are.
+) -> tuple[FrameSegments, Patches]:
+    """Return the frames of the videos, in segments that are still on the device.
 
     A segment ends where the next frame of its video and group is less than `SIMILAR` to it, and
     where that is least, until the video has `SEGMENTS`.
@@ -225,10 +247,6 @@ def find_segments(
         attention: (N,) of the tower.
         group: (N,) int64.
         quota: (G,) int64.
-        method: whose states they are, for an error's sake.
-
-    Raises:
-        ModelError: states or attention that are not finite.
     """
     key = torch.stack([group, layout.groups("frame")])
     (of_group, _), frame = torch.unique(key, dim=1, return_inverse=True)
@@ -236,14 +254,15 @@ def find_segments(
     means = torch.stack([states[send(part, states.device)].float().mean(dim=0) for part in tokens])
     rows = unit_rows(means)
     similar = (rows[1:] * rows[:-1]).sum(dim=1)
-    similar = read_checked(similar, torch.cat([attention, means.sum(dim=1)]), method)
     similar = similar.masked_fill(similar > SAME, 1.0)
     video = torch.stack([layout.media[part[0]] for part in tokens])
     same = (video[1:] == video[:-1]) & (of_group[1:] == of_group[:-1])
-    ends = ~same | (similar < SIMILAR)
+    ends = send(~same, states.device) | (similar < SIMILAR)
     stretch = torch.cat([torch.zeros(1, dtype=torch.long), (~same).long().cumsum(0)])
     for number in stretch.unique().tolist():
-        inside = (same & (stretch[1:] == number)).nonzero().squeeze(1)
-        ends[inside[similar[inside].argsort(stable=True)[: SEGMENTS - 1]]] = True
-    segment = torch.cat([torch.zeros(1, dtype=torch.long), ends.long().cumsum(0)])
-    return FrameSegments(frame, segment, of_group, quota, tokens)
+        inside = send((same & (stretch[1:] == number)).nonzero().squeeze(1), states.device)
+        least = similar[inside].argsort(stable=True)[: SEGMENTS - 1]
+        ends.index_fill_(0, inside[least], True)
+    segment = torch.cat([ends.new_zeros(1, dtype=torch.long), ends.long().cumsum(0)])
+    segments = FrameSegments(frame, segment, of_group, quota, tokens)
+    return segments, Patches(states, attention, means)

@@ -33,13 +33,13 @@ Options:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from vtprune.device import send
 from vtprune.pruners.base import Budget, Selection, VisualTokens
-from vtprune.pruners.fastvid import FrameSegments, Merged, select_patches
+from vtprune.pruners.fastvid import FrameSegments, Merged, Patches, select_patches
 from vtprune.pruners.holitom import cluster_heads
 from vtprune.pruners.similarity import Similarity, choose_in_groups, cosines, unit_rows
 from vtprune.tokens.quotas import weighted_quotas
@@ -63,16 +63,28 @@ class FlashVid:
     needs = ("tower_attention", "hidden")
 
     def select(self, tokens: VisualTokens, budget: Budget) -> Selection:
-        return select_patches(tokens, budget, "flashvid", self.merge)
+        return select_patches(tokens, budget, self.merge)
 
-    def merge(self, video: FrameSegments, states: torch.Tensor, attention: torch.Tensor) -> Merged:
+    def merge(self, video: FrameSegments, patches: Patches) -> Merged:
         """Return what each patch is merged into, and its share there."""
-        num_chosen, num_trees = share(video)  # of each frame and of each segment
-        weight = attention * relevance(video, states)
-        chosen = choose_by_weight(unit_rows(states), weight, Budget(video.frame, num_chosen))
+        states, num_chosen = patches.states, chosen_of_frames(video)
+        rows, weight = unit_rows(states), patches.attention * relevance(video, patches)
+        chosen = choose_by_weight(rows, weight, Budget(video.frame, num_chosen))
+        later, before, similar = most_similar_before(video, rows, chosen)
+        # The bits of the cosines beside the numbers, so that the host reads all of it at once.
+        numbers = [video.segment, chosen, before, similar.view(torch.int32).long()]
+        read = patches.read(torch.cat(numbers), "flashvid")
+        segment, taken, before, bits = read.split([len(part) for part in numbers])
+        video = replace(video, segment=segment)
+        num_trees = trees_of_segments(video, num_chosen)
         free = torch.ones(len(states), dtype=torch.bool)
-        free[chosen.cpu()] = False
-        parent, similarity = self.link(video, states, free)
+        free[taken] = False
+        similarity = torch.zeros(len(states))
+        similarity[later] = bits.int().view(torch.float32)
+        parent = torch.full((len(states),), -1)
+        parent[later] = before
+        together = video.segment[video.frame] == video.segment[video.frame - 1]
+        parent[~(free & together & (similarity >= self.similar))] = -1
         cut_weakest(video, parent, similarity, free, num_trees)
         head = torch.arange(len(states))
         for tokens in video.tokens:  # the frame before comes first
@@ -84,63 +96,61 @@ class FlashVid:
         into[chosen] = chosen
         return into[head], tree_shares(head, into)
 
-    def link(
-        self, video: FrameSegments, states: torch.Tensor, free: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (N,) the token of the frame before that each is linked to, -1 for none; and their
-        cosine.
 
-        Args:
-            states: (N, d).
-            free: (N,) bool, the tokens that may be linked.
-        """
-        parent = torch.full((len(states),), -1)
-        similarity = torch.zeros(len(states))
-        members = [tokens[free[tokens]] for tokens in video.tokens]
-        pairs: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]] = []
-        for number in (video.segment[1:] == video.segment[:-1]).nonzero().squeeze(1).tolist():
-            before, tokens = members[number], members[number + 1]
-            if not len(before) or not len(tokens):
-                continue
-            rows, aims = (unit_rows(states[send(some, states.device)]) for some in (tokens, before))
-            pairs.append((before, tokens, *cosines(rows, aims).max(dim=1)))
-        if not pairs:
-            return parent, similarity
-        # The cosines' bits beside the places, so that the host reads all frames at once.
-        bits = torch.cat([best.view(torch.int32) for *_, best, _ in pairs])
-        read = torch.stack([bits, torch.cat([place for *_, place in pairs]).int()]).cpu()
-        parts = read.split([len(tokens) for _, tokens, *_ in pairs], dim=1)
-        for (before, tokens, *_), (bits, place) in zip(pairs, parts, strict=True):
-            best = bits.contiguous().view(torch.float32)
-            linked = best >= self.similar
-            parent[tokens[linked]] = before[place[linked]]
-            similarity[tokens] = best
-        return parent, similarity
+def chosen_of_frames(video: FrameSegments) -> torch.Tensor:
+    """Return (F,) int64 tokens to choose in each frame."""
+    return (video.shares() * CHOSEN - SLACK).ceil().long()
 
 
-def share(video: FrameSegments) -> tuple[torch.Tensor, list[int]]:
-    """Return (F,) int64 tokens to choose in each frame, and how many trees each segment keeps."""
-    shared = video.shares()
-    chosen = (shared * CHOSEN - SLACK).ceil().long()
+def trees_of_segments(video: FrameSegments, chosen: torch.Tensor) -> list[int]:
+    """Return how many trees each segment keeps, beside the tokens `chosen` in each frame, (F,)."""
     trees = torch.zeros(int(video.segment.max()) + 1, dtype=torch.long)
-    return chosen, trees.index_add_(0, video.segment, shared - chosen).tolist()
+    return trees.index_add_(0, video.segment, video.shares() - chosen).tolist()
 
 
-def relevance(video: FrameSegments, states: torch.Tensor) -> torch.Tensor:
+def relevance(video: FrameSegments, patches: Patches) -> torch.Tensor:
     """Return (N,) float32 mean product of each patch with the mean patches of its segment's frames.
 
     Negative ones are 0.
 
     Args:
-        states: (N, d).
+        video: its segments may be on the device.
     """
+    states = patches.states
+    same = (video.segment[:, None] == video.segment).float()  # (F, F)
+    means = send(same, states.device) @ patches.means
+    means = means / send(same.sum(dim=1, keepdim=True), states.device)
     weight = states.new_zeros(len(states), dtype=torch.float32)
-    for frames in video.frames_of_segments():
-        members = [send(video.tokens[frame], states.device) for frame in frames]
-        mean = torch.stack([states[some].float().mean(dim=0) for some in members]).mean(dim=0)
-        for some in members:
-            weight[some] = states[some].float() @ mean
+    for tokens, mean in zip(video.tokens, means, strict=True):
+        members = send(tokens, states.device)
+        weight[members] = states[members].float() @ mean
     return weight.clamp_min_(0)
+
+
+def most_similar_before(
+    video: FrameSegments, rows: torch.Tensor, chosen: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return (P,) the tokens with a frame before theirs, and of each the most similar one there.
+
+    Args:
+        rows: (N, d) from `unit_rows`.
+        chosen: (K,) tokens that none is linked to.
+
+    Returns:
+        The tokens, on the CPU; and on the device those of the frame before, and the cosines: -inf
+        where all of that frame are chosen.
+    """
+    barred = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
+    barred.index_fill_(0, chosen, True)
+    later, best, cosine = [torch.zeros(0, dtype=torch.long)], [chosen[:0]], [rows[:0, 0]]
+    for number in (video.group[1:] == video.group[:-1]).nonzero().squeeze(1).tolist():
+        before, tokens = (send(video.tokens[n], rows.device) for n in (number, number + 1))
+        similar = cosines(rows[tokens], rows[before]).masked_fill_(barred[before], -torch.inf)
+        most, place = similar.max(dim=1)
+        later.append(video.tokens[number + 1])
+        best.append(before[place])
+        cosine.append(most)
+    return torch.cat(later), torch.cat(best), torch.cat(cosine)
 
 
 def choose_by_weight(rows: torch.Tensor, weight: torch.Tensor, budget: Budget) -> torch.Tensor:

@@ -28,9 +28,10 @@ from dataclasses import dataclass
 import torch
 
 from vtprune.device import send
-from vtprune.pruners.base import Budget, Selection, VisualTokens, select_best
+from vtprune.pruners.base import Budget, Selection, VisualTokens, checked, select_best
 from vtprune.pruners.similarity import unit_rows
 from vtprune.tokens.layout import PATCH, Layout
+from vtprune.tokens.quotas import quotas
 
 # Of the released code.
 STEADY = 0.5  # share of the channels, those that vary least
@@ -52,11 +53,11 @@ class VidCom2:
         to_video, to_frame = (likeness(rows, group, patch) for group in (video, frame))
         if len(budget.quota) == 1:
             weights = frame_weights(layout, frame, to_video, patch)
-            # None goes without; where the weights see to that, they alone say the shares.
-            least = 1 if budget.count * min(weights) < sum(weights) else 0
-            budget = Budget.share_by(budget.count, frame, weights, least)
+            quota = frame_quotas(budget.count, torch.bincount(frame).tolist(), weights)
+            budget = Budget(frame, quota, budget.count)
         scores = -(to_video + to_frame)
-        return select_best(scores.masked_fill(~patch, LAST), budget)
+        scores = scores.masked_fill(~patch, LAST)
+        return checked(select_best(scores, budget), scores, "vidcom2")
 
 
 def steady_rows(states: torch.Tensor) -> torch.Tensor:
@@ -89,8 +90,8 @@ def likeness(rows: torch.Tensor, group: torch.Tensor, counted: torch.Tensor) -> 
 
 def frame_weights(
     layout: Layout, frame: torch.Tensor, to_video: torch.Tensor, patch: torch.Tensor
-) -> list[float]:
-    """Return the weight of every frame: its tokens, times 1 + p - 1/T.
+) -> torch.Tensor:
+    """Return (F,) float64 weight of every frame: its tokens, times 1 + p - 1/T.
 
     p is the softmax over the T frames of its video of how unusual each is.
 
@@ -103,10 +104,46 @@ def frame_weights(
     zero = to_video.new_zeros(len(sizes))
     num_patches = zero.index_add(0, index, weight)
     mean = zero.index_add(0, index, to_video * weight) / num_patches.clamp_min(1)
-    unusual = -mean.cpu() / TEMPERATURE
-    weights = sizes.double()
+    unusual = (-mean / TEMPERATURE).double()
+    weights = send(sizes.double(), to_video.device)
     item = torch.zeros(len(sizes), dtype=torch.long).scatter_(0, frame, layout.media)
     for number in item.unique().tolist():
-        frames = (item == number).nonzero().squeeze(1)
-        weights[frames] *= 1 + unusual[frames].double().softmax(dim=0) - 1 / len(frames)
-    return [float(weight) for weight in weights.tolist()]
+        frames = send((item == number).nonzero().squeeze(1), to_video.device)
+        weights[frames] *= 1 + unusual[frames].softmax(dim=0) - 1 / len(frames)
+    return weights
+
+
+def frame_quotas(count: int, sizes: list[int], weights: torch.Tensor) -> torch.Tensor:
+    """Return (F,) int64 tokens to keep in each frame, on the weights' device, which is not read.
+
+    As `weighted_quotas` shares them. None goes without, as far as the count allows; where the
+    weights see to that, they alone say the shares.
+
+    Args:
+        count: of them all.
+        sizes: tokens of every frame.
+        weights: (F,) float64, above 0.
+    """
+    size = send(torch.tensor(sizes), weights.device)
+    scarce = count * weights.min() < weights.sum()
+    least = scarce.long().expand_as(size)
+    room, unshared = size - least, count - least.sum()
+    # Frames are filled in the order in which a growing budget fills them, as far as this one does.
+    order = (room / weights).argsort(stable=True)
+    weight, rooms = weights[order], room[order]
+    total = weight.flip(0).cumsum(0).flip(0)  # of the frames not yet filled
+    left = unshared - (rooms.cumsum(0) - rooms)
+    filled = (left * (weight / total) >= rooms).long().cummin(0).values
+    full = torch.zeros_like(size).scatter_(0, order, filled).bool()
+    total = weights.masked_fill(full, 0.0).sum()
+    left = unshared - room.masked_fill(~full, 0).sum()
+    exact = (left * (weights / total)).masked_fill(full, 0.0)
+    whole = exact.floor()
+    share = least + torch.where(full, room, whole.long())
+    by_remainder = (exact - whole).masked_fill(full, -1.0).argsort(descending=True, stable=True)
+    places = torch.arange(len(sizes), device=size.device)
+    first = (places < count - share.sum()).long()
+    share = share + torch.zeros_like(size).scatter_(0, by_remainder, first)
+    if count >= len(sizes):
+        return share
+    return torch.where(scarce, send(torch.tensor(quotas(count, sizes)), size.device), share)
