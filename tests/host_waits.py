@@ -29,13 +29,14 @@ STEPS = 2
 BY_TOKEN = tuple(name for name, method in METHODS.items() if not method.units and not method.media)
 """The methods that choose among tokens; the others choose pixels, before there are any."""
 MORE = {
-    "entropy": "a solver of eigenvalues reads whether it succeeded",
-    "holitom": "the runs of places that stand still are found on the host",
-    "fastvid": "the segments of a video are found on the host",
-    "flashvid": "segments, chosen tokens and links over time are found on the host, in this order",
-    "vidcom2": "the frames' shares of the budget are rounded on the host",
+    "entropy": (2, "torch's solver of eigenvalues reads whether it succeeded"),
+    "holitom": (2, "how many tokens are clustered follows from the runs that stand still"),
+    "fastvid": (2, "how many tokens are clustered follows from the segments"),
+    "flashvid": (3, "how many trees are clustered follows from the segments and links"),
 }
-"""Why a method reads more than once in a cut."""
+"""Waits in selection of a method that reads more than once in a cut, and why it does."""
+NOTHING = ("random", "uniform", "pool", "vtw")
+"""The methods that read nothing."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ def modality(name: str, method: str = "random") -> str:
 def prune(
     model: PreTrainedModel,
     inputs: Mapping[str, torch.Tensor],
+    /,
     steps: int = STEPS,
     noted: Devices | None = None,
     **options: object,
@@ -114,6 +116,13 @@ def prune(
         return Run(trace, ids, logits)
     counted.remove()
     return Run(trace, ids.held, logits.held, tuple(noted.waits))  # type: ignore[attr-defined]
+
+
+def waits_in_selection(method: str, cuts: int) -> int:
+    """Return how often the host may wait while a method chooses in so many cuts: exactly that."""
+    if method in NOTHING:
+        return 0
+    return MORE[method][0] if method in MORE else cuts
 
 
 def on_both(
@@ -173,7 +182,7 @@ def by_method() -> str:
         cells = [
             f"`{method}`", len(run.trace.stages), len(run.before_layers), len(run.in_selection),
             len(run.between_layers), len(run.in_step(1, 1)), len(run.in_step(2)),
-            MORE.get(method, ""),
+            MORE.get(method, (0, ""))[1],
         ]  # fmt: skip
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)

@@ -9,8 +9,10 @@ a host wait for CUDA (PyTorch 2.4 to 2.13) is noted, with the lines that asked f
 - values that Python is given: `item()`, `tolist()`, `bool()`, `int()`, an index that is a number;
 - operations whose result's size or success depends on values: `nonzero`, boolean indices, `unique`,
   `bincount`, `equal`, counts of `repeat_interleave`, eigenvalues;
-- copies to the host, and to the device unless they are `non_blocking`; hidden ones too: indices and
-  lists from the CPU, a number that is written to places by index, one for `where`.
+- copies to the host and to the device, unless they are `non_blocking`; hidden ones too: indices and
+  lists from the CPU, a number that is written to places by index, one for `where`;
+- `torch.cuda.synchronize()`, and an event that is waited for before the host has waited for
+  anything later. Until then a copy to the host that is `non_blocking` holds something else.
 
 Arithmetic is the CPU's, in the tensors' own dtype, so that results can be held against a CPU's bit
 for bit. A GPU's kernels round otherwise; nothing here says anything of them, or of time.
@@ -19,6 +21,7 @@ for bit. A GPU's kernels round otherwise; nothing here says anything of them, or
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -154,7 +157,52 @@ def _stack() -> tuple[tuple[str, int, str], ...]:
     return tuple(frames)
 
 
+@dataclass
+class Queue:
+    """What the devices were given and need not have done: all is done where the host waits.
+
+    Args:
+        waits: of the host so far.
+        copies: to the host: the tensor there, and what it will hold.
+    """
+
+    waits: int = 0
+    copies: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+
+    def finish(self) -> None:
+        self.waits += 1
+        copies, self.copies = self.copies, []
+        for here, value in copies:
+            here.copy_(value)
+
+
+QUEUE = Queue()
+
+
+class Event:
+    """In the place of `torch.cuda.Event`: noted once the host has waited for anything after it."""
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        self.timed = enable_timing
+
+    def record(self, stream: object = None) -> None:
+        self.waits, self.seconds = QUEUE.waits, time.perf_counter()
+
+    def query(self) -> bool:
+        return self.waits < QUEUE.waits
+
+    def synchronize(self) -> None:
+        if not self.query():
+            _wait("event")
+
+    def elapsed_time(self, last: Event) -> float:
+        if not (self.timed and last.timed and self.query() and last.query()):
+            raise RuntimeError("an event that takes no time, or that is still to come")
+        return 1000 * (last.seconds - self.seconds)
+
+
 def _wait(kind: str) -> None:
+    QUEUE.finish()
     for devices in NOTED:
         devices.wait(kind)
 
@@ -401,8 +449,12 @@ def _copy(
         non_blocking = args[2] if len(args) > 2 else kwargs.get("non_blocking", False)
     numbers = packet is not aten._to_copy and source.type == "cpu" and not args[1].dim()
     if source.type == "cuda" and target.type == "cpu":
-        if non_blocking:
-            raise RuntimeError("a copy to the host that the host does not wait for")
+        if non_blocking and packet is aten._to_copy:
+            value = func(*_unwrap(args[:1], {})[0], **(kwargs | {"device": target}))
+            value = value.clone()  # what the device does later does not change it
+            here = value * torch.nan if value.is_floating_point() else ~value
+            QUEUE.copies.append((here, value))
+            return here
         _wait("to host")
     elif source.type == "cpu" and target.type == "cuda" and not non_blocking and not numbers:
         _wait("to device")
@@ -434,7 +486,9 @@ def devices(count: int = 1, free: int = MEMORY) -> Iterator[Devices]:
         "is_available": lambda: True,
         "device_count": lambda: count,
         "current_device": lambda: 0,
-        "synchronize": lambda device=None: None,
+        "synchronize": lambda device=None: _wait("synchronize"),
+        "current_stream": lambda device=None: None,
+        "Event": Event,
         "empty_cache": lambda: None,
         "mem_get_info": lambda device=None: (free, MEMORY),
         "get_device_name": lambda device=None: properties.name,

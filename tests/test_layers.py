@@ -212,6 +212,7 @@ def test_hooks_are_put_on_in_one_place_and_by_the_engine_and_its_oracle_alone() 
         "vtprune.engine.decoder",
         "vtprune.engine.decoding",
         "vtprune.engine.kv_cache",
+        "vtprune.engine.late_checks",
         "vtprune.engine.pixel_selection",
         "vtprune.engine.position_ids",
         "vtprune.engine.refusals",

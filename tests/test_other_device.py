@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -15,7 +16,6 @@ from host_waits import (
     BY_TOKEN,
     FAMILY,
     MARK,
-    MORE,
     PAGE,
     Run,
     keep_of,
@@ -27,12 +27,14 @@ from host_waits import (
     shared,
     tables,
     there,
+    waits_in_selection,
 )
+from oracle import CACHE
 from other_device import MEMORY, devices, move
 from packaging.version import Version
 
 import vtprune
-from vtprune.device import free_memory, now, send, total_memory
+from vtprune.device import Delivery, Duration, free_memory, mark, now, send, total_memory
 from vtprune.errors import ModelError
 from vtprune.models.devices import find_device
 from vtprune.pruners import METHODS
@@ -107,6 +109,9 @@ def test_numbers_and_indices_from_the_cpu_are_taken() -> None:
         ("to device", lambda far: far.__setitem__(0, 1.0)),
         ("to device", lambda far: torch.where(far > 1, far, torch.tensor(0.0))),
         ("to device", lambda far: torch.tensor([1.0], device=far.device)),
+        ("synchronize", lambda far: now(far.device)),
+        ("event", lambda far: Delivery(far).read()),
+        ("event", lambda far: Duration.since(mark(far.device), far.device).seconds),
     ],
 )
 def test_every_wait_is_noted_once(kind: str, work) -> None:  # type: ignore[no-untyped-def]
@@ -138,9 +143,19 @@ def test_what_a_gpu_does_by_itself_is_no_wait(work) -> None:  # type: ignore[no-
     assert not there.waits
 
 
-def test_a_copy_that_nobody_waits_for_is_not_read() -> None:
-    with devices(), pytest.raises(RuntimeError, match="does not wait for"):
-        torch.ones(3, device="cuda:0").to("cpu", non_blocking=True)
+def test_a_copy_that_nobody_waits_for_is_there_after_the_next_wait() -> None:
+    with devices() as there:
+        far = torch.arange(3, device="cuda:0")
+        copy = far.to("cpu", non_blocking=True)
+        delivery = Delivery(far)
+        assert copy.tolist() != [0, 1, 2]
+        assert not delivery.is_here
+        far.add_(1)
+        far.sum().item()
+        assert copy.tolist() == [0, 1, 2]
+        assert delivery.is_here
+        assert delivery.read().tolist() == [0, 1, 2]
+    assert [wait.kind for wait in there.waits] == ["item"]
 
 
 # -- methods and families --------------------------------------------------------------------------
@@ -157,12 +172,9 @@ def test_every_method_gives_on_a_device_what_it_gives_on_a_cpu(method: str) -> N
 def test_the_host_waits_once_in_a_cut_and_never_in_layers(method: str) -> None:
     run = runs_of(method)[1]
     assert not run.between_layers
-    assert not run.in_step(2)
-    assert len(run.in_step(1, 1)) == 1, "the check that a token comes behind the prompt"
-    if method in MORE:
-        assert len(run.in_selection) > 1
-    else:
-        assert len(run.in_selection) <= len(run.trace.stages)
+    assert not run.in_step(1)
+    assert len(run.before_layers) == 1
+    assert len(run.in_selection) == waits_in_selection(method, len(run.trace.stages))
 
 
 def test_pruning_does_not_make_transformers_wait_more() -> None:
@@ -202,8 +214,9 @@ def test_every_family_gives_on_a_device_what_it_gives_on_a_cpu(name: str) -> Non
     here, remote = runs_in(name)
     # Experts' products are grouped, and come in parts where they are not the CPU's own.
     assert_alike(here, remote, atol=1e-5 if "moe" in name else 0.0)
+    assert len(remote.in_selection) <= len(remote.trace.stages)
     assert not remote.between_layers
-    assert not remote.in_step(2)
+    assert not remote.in_step(1)
 
 
 @pytest.mark.parametrize(
@@ -221,10 +234,48 @@ def test_options_and_batches_run_on_a_device(options: dict[str, object]) -> None
     inputs = tiny.ragged(FAMILY, shared(FAMILY))
     here, remote = on_both(FAMILY, inputs, 2, **({"keep": 0.6} | options))
     assert_alike(here, remote, atol=1e-6)
-    assert not remote.in_step(2) or remote.trace.decoding
+    assert not remote.between_layers
+    assert len(remote.in_step(1)) == len(remote.trace.decoding)
     assert [cut.visual for cut in here.trace.decoding] == [
         cut.visual for cut in remote.trace.decoding
     ]
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_token_inside_the_prompt_is_refused_though_nobody_waits_for_its_place(steps: int) -> None:
+    """In the next step, or where the block is left."""
+    inputs = tiny.inputs(FAMILY, shared(FAMILY), "image")
+    with devices() as noted:
+        model = there(shared(FAMILY))
+        forward = model.model.forward
+
+        @functools.wraps(forward)
+        def place(*args: Any, **kwargs: Any) -> Any:
+            if (past := type(kwargs[CACHE]).get_seq_length(kwargs[CACHE])) > 0:
+                kwargs["position_ids"] = torch.full((1, 1), past, device="cuda:0")
+            return forward(*args, **kwargs)
+
+        model.model.forward = place
+        inputs = {name: value.to("cuda:0") for name, value in inputs.items()}
+        with pytest.raises(ModelError, match=r"at position \d+, inside the prompt"):
+            prune(model, inputs, steps, noted, method="uniform", keep=0.5)
+    assert noted.forward == min(steps + 1, 3)
+
+
+def test_times_are_read_from_the_device_once_they_are_asked_for() -> None:
+    inputs = tiny.inputs(FAMILY, shared(FAMILY), "image")
+    with devices() as noted:
+        inputs = {name: value.to("cuda:0") for name, value in inputs.items()}
+        run = prune(
+            there(shared(FAMILY)), inputs, 2, noted,
+            method="fastv", keep=0.5, decode_every=1, decode_keep=0.5,
+        )  # fmt: skip
+        assert {wait.kind for wait in run.ours} == {"to host"}
+        seconds = run.trace.seconds
+    assert 0 < seconds["select"] < seconds["prefill"]
+    assert seconds["vision"] > 0
+    assert all(0 < cut.seconds < 10 for cut in run.trace.decoding)
+    assert run.trace.decoding
 
 
 # -- two devices, as `--device map` has them -------------------------------------------------------
@@ -256,7 +307,7 @@ def test_cuts_before_and_behind_the_border_of_two_devices(
         remote = prune(split, inputs, 3, noted, method=method, at=at, keep=0.85)
     assert_alike(here, remote)
     assert not remote.between_layers
-    assert not remote.in_step(2)
+    assert not remote.in_step(1)
 
 
 def split_over_two(name: str) -> torch.nn.Module:

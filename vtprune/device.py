@@ -40,6 +40,93 @@ def clock() -> float:
     return time.perf_counter() - compile_times().seconds
 
 
+@dataclass(frozen=True, eq=False)
+class TimeMark:
+    """A moment in the work of a device, whose time is read later: nobody waits for it here.
+
+    Args:
+        clock: of the host at that moment.
+        compiling: seconds that torch had compiled for by then; of a GPU's time taken off later.
+        event: where CUDA notes the time; None for other devices.
+    """
+
+    clock: float
+    compiling: float = 0.0
+    event: torch.cuda.Event | None = None
+
+    def __deepcopy__(self, memo: object) -> TimeMark:
+        """Return itself: a copy of an event is one that nothing was noted in."""
+        return self
+
+
+def mark(device: torch.device) -> TimeMark:
+    """Return the moment when a device will have done what it was given up to here."""
+    if device.type != "cuda":
+        return TimeMark(clock())
+    event = torch.cuda.Event(enable_timing=True)
+    event.record(torch.cuda.current_stream(device))
+    return TimeMark(clock(), compile_times().seconds, event)
+
+
+@dataclass(frozen=True)
+class Duration:
+    """How long a device took, summed over spans; read from it where that is asked for.
+
+    Args:
+        known: seconds beside those of the spans.
+        spans: first and last moment of each.
+    """
+
+    known: float = 0.0
+    spans: tuple[tuple[TimeMark, TimeMark], ...] = ()
+
+    @classmethod
+    def since(cls, started: TimeMark, device: torch.device) -> Duration:
+        """Return the time from a moment up to now."""
+        return cls(spans=((started, mark(device)),))
+
+    def __add__(self, other: Duration) -> Duration:
+        return Duration(self.known + other.known, self.spans + other.spans)
+
+    @property
+    def seconds(self) -> float:
+        """The sum, after the device has got to the end of each span."""
+        return self.known + sum(seconds_between(*span) for span in self.spans)
+
+
+def seconds_between(first: TimeMark, last: TimeMark) -> float:
+    """Return the seconds between two moments, after the device has got to the later one."""
+    if first.event is None or last.event is None:
+        return last.clock - first.clock
+    last.event.synchronize()
+    seconds = float(first.event.elapsed_time(last.event)) / 1000
+    return max(seconds - (last.compiling - first.compiling), 0.0)
+
+
+class Delivery:
+    """Numbers on their way from a device to the host, which goes on meanwhile.
+
+    Args:
+        numbers: on any device; of devices other than CUDA's they are here at once.
+    """
+
+    def __init__(self, numbers: torch.Tensor) -> None:
+        cuda = numbers.device.type == "cuda"
+        self._numbers = numbers.to("cpu", non_blocking=cuda)  # to pinned memory (PyTorch 2.4 on)
+        self._event = mark(numbers.device).event
+
+    @property
+    def is_here(self) -> bool:
+        """Whether `read` returns at once."""
+        return self._event is None or bool(self._event.query())
+
+    def read(self) -> torch.Tensor:
+        """Return the numbers, on the CPU, once they are here."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._numbers
+
+
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Return a tensor on a device, which the host does not wait for, unless that is its own.
 

@@ -17,6 +17,7 @@ Where to look, in the order in which a prompt passes:
     decoding            cuts of the cache while an answer is decoded
     refusals            what is refused, and what a user is warned of
     unpruned            a model that can't be pruned, at keep 1
+    late_checks         checks that no device is waited for
     hooks               hooks and replaced methods, for a thread or for all: the only ones
 """
 
@@ -146,5 +147,6 @@ def pruning(
     try:
         block.attach()
         yield trace
+        plan.late.do_all()
     finally:
         block.detach()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import nn
 
-from vtprune.device import now, send
+from vtprune.device import Duration, TimeMark, mark, send
 from vtprune.engine.attention_mask import causal_mask, distances, held_columns, mask_by_columns
 from vtprune.engine.decoding import DecodeStep, cut_cache
 from vtprune.engine.hooks import Hooks, ThreadState, this_thread
@@ -23,6 +23,7 @@ from vtprune.engine.kv_cache import (
     refuse_uneven,
     untie,
 )
+from vtprune.engine.late_checks import LateChecks
 from vtprune.engine.packing import gather, gather_marked
 from vtprune.engine.plan import PruningPlan
 from vtprune.engine.position_ids import given_position_ids, refuse_inside_prompt
@@ -71,14 +72,19 @@ class DecoderHooks:
         # with one that stays, `end` does not change the list under it.
         hooks.at_end(self.decoder, lambda *_: None)
 
-    def now(self) -> float:
-        """Return the time on the model's device, in seconds."""
-        return now(self.structure.device)
+    def mark(self) -> TimeMark:
+        """Return this moment in the work of the model's device."""
+        return mark(self.structure.device)
+
+    def since(self, started: TimeMark) -> Duration:
+        """Return how long the model's device worked since a moment."""
+        return Duration.since(started, self.structure.device)
 
     def start(self, module: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs] | None:
         """Cut at the input, and put on the layer hooks that this forward needs."""
         state = self.state
         state.hooks.remove()  # of a forward that Ctrl-C ended: PyTorch then runs no hook at its end
+        self.plan.late.do_ready()
         batch, state.batch = state.batch, None
         given = self.arguments.decoder.bind(args, kwargs)
         embeds, cache = given.get("inputs_embeds"), seams.find_cache("its decoder", given)
@@ -88,7 +94,7 @@ class DecoderHooks:
         if batch is not None:
             if not isinstance(embeds, torch.Tensor):
                 raise seams.unknown("a decoder that is given no inputs_embeds")
-            prefill = Prefill(self.plan, batch, given, embeds, cache, self.now())
+            prefill = Prefill(self.plan, batch, given, embeds, cache, self.mark())
             state.hooks = hooks = Hooks(this_thread())
             hooks.at_end(self.decoder, functools.partial(self.end, prefill, hooks))
             given = self.start_prefill(prefill, embeds, given, hooks)
@@ -202,10 +208,10 @@ class DecoderHooks:
             return
 
         def take(call: KernelCall) -> None:
-            started = self.now()
+            started = self.mark()
             with torch.no_grad():
                 prefill.take_attention(layer, call)
-            prefill.select_seconds += self.now() - started
+            prefill.selecting += self.since(started)
 
         tap = KernelTap(self.structure.attention_module(layer - 1), take)
         hooks.replace_during(tap.module, tap.registry, "get_interface", tap.get_interface)
@@ -230,10 +236,10 @@ class DecoderHooks:
 
     def timed_cut(self, prefill: Prefill, layer: int, hidden: torch.Tensor) -> torch.Tensor:
         """Cut; return the states, those of kept tokens with what was merged into them."""
-        started = self.now()
+        started = self.mark()
         with torch.no_grad():
             hidden = prefill.cut(layer, hidden)
-        prefill.select_seconds += self.now() - started
+        prefill.selecting += self.since(started)
         return hidden
 
     def enter_layer(
@@ -266,14 +272,14 @@ class DecoderHooks:
         hooks.remove()
         if output is None:  # the forward raised
             return
-        seconds = {
-            "vision": self.state.seconds,
-            "select": prefill.select_seconds,
-            "prefill": self.now() - prefill.started,
+        durations = {
+            "vision": self.state.encoded,
+            "select": prefill.selecting,
+            "prefill": self.since(prefill.started),
         }
-        self.state.seconds = 0.0
+        self.state.encoded = Duration()
         prefill.trace.found, self.state.found = self.state.found, set()
-        prefill.end(seams.output_cache(output), seconds)
+        prefill.end(seams.output_cache(output), durations)
         seams.keep_last_rows(output, prefill.last_rows)
         if self.structure.carries_blocks and any(layer > 0 for layer in prefill.layers_cut):
             seams.change_states(output, prefill.sequence.of_prepared)
@@ -298,7 +304,7 @@ class DecoderHooks:
                     for_turns = self.plan.preset.keep_for_turns or 0.0
                     pruned = cut_cache(pruned, cache, self.structure, decode, for_turns)
                 step = DecodeStep(pruned, cache, self.structure)
-        continuation = Continuation(pruned, self.structure, given, embeds)
+        continuation = Continuation(pruned, self.structure, given, embeds, self.plan.late)
         first, after = continuation.first_layer(), continuation.cache_with_padding()
         if first is not None or step is not None or after is not None:
             self.state.hooks = hooks = Hooks(this_thread())
@@ -461,12 +467,18 @@ class Continuation:
         structure: of the model.
         given: the decoder's arguments, by name.
         embeds: (B, n, d) of the new tokens.
+        late: of the block.
     """
 
     def __init__(
-        self, pruned: PrunedCache, structure: Structure, given: Kwargs, embeds: torch.Tensor
+        self,
+        pruned: PrunedCache,
+        structure: Structure,
+        given: Kwargs,
+        embeds: torch.Tensor,
+        late: LateChecks,
     ) -> None:
-        self.pruned, self.structure = pruned, structure
+        self.pruned, self.structure, self.late = pruned, structure, late
         self.cache = cast("Cache", given["cache"])
         self.shape, self.device = (embeds.shape[0], embeds.shape[1]), embeds.device
         self.past = cache_length(self.cache)
@@ -517,7 +529,7 @@ class Continuation:
             positions = given_position_ids(given, self.past, embeds)
             last, self.pruned.last_positions = self.pruned.last_positions, None
             if last is not None:
-                refuse_inside_prompt(positions, last)
+                refuse_inside_prompt(positions, last, self.late)
             if self.pruned.renumbered:
                 self.positions = positions
                 positions = self.shifted(0, positions)

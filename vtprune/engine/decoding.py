@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vtprune.device import now, send
+from vtprune.device import Duration, mark, send
 from vtprune.engine.attention_mask import attended
 from vtprune.engine.hooks import Hooks
 from vtprune.engine.kv_cache import AnswerReadings, PrunedCache, cache_length
@@ -121,7 +121,8 @@ class DecodeStep:
 
     def take(self, layer: int, call: KernelCall) -> None:
         """Add the attention that the keys known since the last cut received in one layer."""
-        started = now(self.structure.device)
+        device = self.structure.device
+        started = mark(device)
         with torch.no_grad():
             row = last_rows(call)  # (B, W)
             noted, width = self.noted[layer], row.shape[1]
@@ -131,7 +132,7 @@ class DecodeStep:
                 sums[layer] = row.new_zeros(len(row), noted)
             if first < noted:
                 sums[layer][:, first:] += row[:, : noted - first]
-        self.readings.seconds += now(self.structure.device) - started
+        self.readings.reading += Duration.since(started, device)
 
     def end(self, output: object) -> None:
         """Count the token; a forward that raised (no output) decoded none.
@@ -175,7 +176,7 @@ def cut_cache(
     """
     readings = pruned.decoding
     assert readings is not None
-    started, total = now(structure.device), cache_length(cache)
+    started, total = mark(structure.device), cache_length(cache)
     columns, valid = list(pruned.key_columns), list(pruned.valid)
     groups = layer_groups(pruned, cache, structure)
     received = read_sums(readings, groups)
@@ -200,8 +201,8 @@ def cut_cache(
     # Their keys are noted anew, in slots of their own.
     readings.sums, readings.since = {}, 0
     after.tie_in_block(cache, structure)
-    seconds = readings.seconds + now(structure.device) - started
-    readings.seconds = 0.0
+    duration = readings.reading + Duration.since(started, structure.device)
+    readings.reading = Duration()
     left = tuple(
         after.columns_in(n, len(readings.visual), total, length)
         if structure.memories[n].keys
@@ -209,7 +210,7 @@ def cut_cache(
         for n, length in enumerate(lengths)
     )
     visual = count_visual(readings, left)
-    readings.cuts.append(DecodeCut(readings.steps, left, visual, seconds))
+    readings.cuts.append(DecodeCut(readings.steps, left, visual, duration))
     return after
 
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from vtprune.device import Duration
+
 if TYPE_CHECKING:
     from vtprune.engine.plan import PlannedBatch
 
@@ -212,7 +214,7 @@ class ThreadState(threading.local):
             the state what its tower attended to, if a method asks.
         prefilled: the calls whose features the last prompt with visual tokens took.
         encoding: whether an encoder runs.
-        seconds: that all encoder calls since the last prefill took.
+        encoded: how long all encoder calls since the last prefill took.
         found: (row of the batch, modality) whose features they had from the disk.
         batch: the prompts with visual tokens that the decoder is to be given; None: it is not.
         modalities: that were encoded for them, here or before the block.
@@ -224,7 +226,7 @@ class ThreadState(threading.local):
         self.calls: dict[str, dict[str, object]] = {}
         self.prefilled: dict[str, dict[str, object]] = {}
         self.encoding = False
-        self.seconds = 0.0
+        self.encoded = Duration()
         self.found: set[tuple[int, str]] = set()
         self.batch: PlannedBatch | None = None
         self.modalities: tuple[str, ...] = ()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
+from vtprune.device import Duration
 from vtprune.engine.attention_mask import join_valid, valid_past_columns
 from vtprune.engine.hooks import is_hooked
 from vtprune.engine.trace import DecodeCut
@@ -57,7 +58,7 @@ class AnswerReadings:
         steps: decoded tokens of this answer.
         since: those after the last cut.
         sums: layer -> (B, n) attention that its first n keys received, summed over those tokens.
-        seconds: that reading it took.
+        reading: how long that took.
     """
 
     visual: Sequence[torch.Tensor]
@@ -65,7 +66,7 @@ class AnswerReadings:
     steps: int = 0
     since: int = 0
     sums: dict[int, torch.Tensor] = field(default_factory=dict)
-    seconds: float = 0.0
+    reading: Duration = field(default_factory=Duration)
 
     def begin_question(self) -> None:
         """Forget what was attended to for the question before."""

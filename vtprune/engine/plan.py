@@ -10,6 +10,7 @@ from typing import NoReturn
 import torch
 
 from vtprune.engine.fitting import ANSWER_TOKENS, PromptSize, fit_tokens
+from vtprune.engine.late_checks import LateChecks
 from vtprune.engine.trace import Trace
 from vtprune.errors import ModelError, PresetError
 from vtprune.models.seams import takes_over_choice
@@ -85,6 +86,7 @@ class PruningPlan:
         self.structure = structure
         self.calibration = calibration
         self.trace = trace
+        self.late = LateChecks()
         self.answer_tokens = ANSWER_TOKENS if answer_tokens is None else answer_tokens
         self.groups: dict[str, StageGroup] = {}
         if preset.shares_one_budget():

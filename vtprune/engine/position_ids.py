@@ -15,6 +15,7 @@ from torch import nn
 
 from vtprune.device import send
 from vtprune.engine.hooks import Hooks
+from vtprune.engine.late_checks import LateChecks
 from vtprune.engine.packing import Packed
 from vtprune.errors import ModelError
 from vtprune.models.seams import PLACING, ROPE_DELTAS, unknown
@@ -72,12 +73,14 @@ def renumbered_embeddings(
     hidden: torch.Tensor,
     given: Mapping[str, object],
     positions: torch.Tensor,
+    late: LateChecks,
 ) -> object:
     """Return a layer's position embeddings for new position ids.
 
     Args:
         given: the layer's arguments, made for the sequence before the cut.
         positions: (B, n) the new ids.
+        late: of the block; the way that they are made is checked there.
 
     Raises:
         ModelError: its position embeddings are made in a way that is not known.
@@ -89,43 +92,52 @@ def renumbered_embeddings(
         part = expected[0] if isinstance(expected, tuple) else expected
         ids = ids[..., -part.shape[-2] :] if isinstance(part, torch.Tensor) else ids
         known = structure.rotary(layer, hidden, ids) if ids.dim() == 2 else None
-        if not _equal(known, expected):
-            raise ModelError(
-                f"positions: renumber: layer {layer} of {structure.model_type} takes position "
-                "embeddings that vtprune can't make",
-                "leave positions: keep",
-            )
+
+        def check(same: torch.Tensor) -> None:
+            if not same:
+                raise ModelError(
+                    f"positions: renumber: layer {layer} of {structure.model_type} takes position "
+                    "embeddings that vtprune can't make",
+                    "leave positions: keep",
+                )
+
+        late.begin(_are_same(known, expected), check)
     return structure.rotary(layer, hidden, positions)
 
 
-def _equal(first: object, second: object) -> bool:
-    """Return whether two position embeddings, tensors or tuples of them, are the same."""
-    if isinstance(first, tuple) and isinstance(second, tuple):
-        return len(first) == len(second) and all(map(_equal, first, second))
-    return (
+def _are_same(first: object, second: object) -> torch.Tensor:
+    """Return whether two position embeddings, tensors or tuples of them, are the same: () bool."""
+    if isinstance(first, tuple) and isinstance(second, tuple) and len(first) == len(second):
+        return torch.stack([_are_same(*pair) for pair in zip(first, second, strict=True)]).all()
+    if (
         isinstance(first, torch.Tensor)
         and isinstance(second, torch.Tensor)
         and first.shape[-2:] == second.shape[-2:]
-        and torch.equal(first.expand_as(second), second)
-    )
+    ):
+        return (first.expand_as(second) == second).all()
+    return torch.tensor(False)
 
 
-def refuse_inside_prompt(positions: torch.Tensor, last: torch.Tensor) -> None:
+def refuse_inside_prompt(positions: torch.Tensor, last: torch.Tensor, late: LateChecks) -> None:
     """Refuse new tokens that are placed inside the prompt, as by the length of a shorter cache.
-
-    It waits for the device, so it is for the first forward after a prompt.
 
     Args:
         positions: (..., B or 1, n) of the new tokens.
         last: (..., B or 1) of the last token of each prompt.
+        late: of the block.
     """
     first = send(positions[..., 0], last.device)
     inside = first <= last
-    if bool(inside.reshape(-1, inside.shape[-1]).all(0).any()):  # on every axis (mrope)
-        raise unknown(
-            f"a new token after a pruned prompt is at position {int(first.min())}, inside the "
-            "prompt"
-        )
+    inside = inside.reshape(-1, inside.shape[-1]).all(0).any()  # on every axis (mrope)
+
+    def check(numbers: torch.Tensor) -> None:
+        if numbers[0]:
+            raise unknown(
+                f"a new token after a pruned prompt is at position {int(numbers[1])}, inside the "
+                "prompt"
+            )
+
+    late.begin(torch.stack([inside.long(), first.min().long()]), check)
 
 
 class RopeDeltas(threading.local):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vtprune.device import send
+from vtprune.device import Duration, TimeMark, send
 from vtprune.engine.decoding import refuse_cache
 from vtprune.engine.kv_cache import AnswerReadings, cache_before
 from vtprune.engine.plan import LayerStage, PlacedStage, PlannedBatch, PruningPlan, StageGroup
@@ -50,7 +50,7 @@ class Prefill:
         given: the decoder's arguments, before anything of this forward is in its cache.
         embeds: (B, S, d) of the prompts.
         cache: that the decoder is given; None: it is given none.
-        started: when it began, in seconds.
+        started: when it began.
 
     Attributes:
         last_rows: how many last tokens the decoder is to give the states of; 0: all.
@@ -63,16 +63,18 @@ class Prefill:
         given: Kwargs,
         embeds: torch.Tensor,
         cache: Cache | None,
-        started: float,
+        started: TimeMark,
     ) -> None:
         self.plan, self.batch, self.trace = plan, batch, batch.trace
-        self.started, self.select_seconds = started, 0.0
+        self.started, self.selecting = started, Duration()
         self.use_cache = given.get("use_cache") is True
         positions = given_position_ids(given, batch.past, embeds)
         self.last_positions = positions[..., -1]
         mask, length = given.get("attention_mask"), int(embeds.shape[1])
         past = cache_before(cache, mask, batch.past, length, plan.structure)
-        self.sequence = SequenceState(plan.structure, batch.layouts, batch.valid, cache, past)
+        self.sequence = SequenceState(
+            plan.structure, batch.layouts, batch.valid, cache, past, plan.late
+        )
         if batch.renumbers:
             self.sequence.first_end = first_and_end(positions, self.sequence.columns)
         self.readings = Readings(plan.structure, self.sequence)
@@ -282,12 +284,12 @@ class Prefill:
 
     # -- the end ---------------------------------------------------------------------------------
 
-    def end(self, cache: Cache | None, seconds: dict[str, float]) -> None:
+    def end(self, cache: Cache | None, durations: dict[str, Duration]) -> None:
         """Check that all was done as planned, complete the trace, tie what was cut to the cache.
 
         Args:
             cache: in the decoder's output.
-            seconds: as of Trace.
+            durations: as of Trace.
         """
         missed = [layer for layer in self.batch.by_layer if layer not in self.layers_cut]
         if missed:
@@ -302,7 +304,7 @@ class Prefill:
         trace.stages = [*self.smaller_media(), *self.records]
         trace.kept = self.sequence.layouts
         trace.visual_by_layer = self.visual_by_layer()
-        trace.seconds = seconds
+        trace.durations = durations
         decode = self.plan.decode
         if self.shortens or decode is not None:
             after = self.sequence.cache_after()

@@ -13,6 +13,7 @@ import torch
 from vtprune.device import send
 from vtprune.engine.attention_mask import causal_mask, distances, gather_mask, mask_by_columns
 from vtprune.engine.kv_cache import PrunedCache, refuse_padding_on_state
+from vtprune.engine.late_checks import LateChecks
 from vtprune.engine.packing import Packed, gather, pack, repack
 from vtprune.engine.position_ids import given_position_ids, renumber, renumbered_embeddings
 from vtprune.errors import ModelError
@@ -71,6 +72,7 @@ class SequenceState:
         valid: (B, S) bool on the CPU: which columns hold a token.
         cache: that the decoder is given; None: it is given none.
         past: what it held before this forward.
+        late: of the block.
 
     Attributes:
         original_layouts: of every sample's visual tokens, before any cut.
@@ -94,8 +96,10 @@ class SequenceState:
         valid: torch.Tensor,
         cache: Cache | None = None,
         past: PrunedCache | None = None,
+        late: LateChecks | None = None,
     ) -> None:
         self.structure, self.cache, self.past = structure, cache, past or PrunedCache()
+        self.late = late or LateChecks()
         self.original_layouts, self.original_length = list(layouts), valid.shape[1]
         self.layouts = list(layouts)
         self.columns = [row.nonzero().squeeze(1) for row in valid]
@@ -392,8 +396,9 @@ class SequenceState:
             return
         if changed.get("position_embeddings") is not None:
             make = functools.partial(
-                renumbered_embeddings, self.structure, layer, hidden, dict(changed), positions
-            )
+                renumbered_embeddings,
+                self.structure, layer, hidden, dict(changed), positions, self.late,
+            )  # fmt: skip
             key = ("rotary", self.structure.rope_type(layer), hidden.shape[-2])
             changed["position_embeddings"] = self._share(key, make)
         if changed.get("position_ids") is not None:

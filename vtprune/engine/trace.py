@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from vtprune.device import Duration
 from vtprune.engine.fitting import Fitting
 from vtprune.preset.spec import StageSpec
 from vtprune.tokens.layout import Layout
@@ -148,13 +149,18 @@ class DecodeCut:
         columns: for every layer the (B, m) int64 columns of the keys left, of prompts and answers;
             -1 for padding.
         visual: for every sample the visual tokens left in each layer.
-        seconds: that reading the attention since the cut before, and choosing, took.
+        duration: that reading the attention since the cut before, and choosing, took.
     """
 
     steps: int
     columns: tuple[torch.Tensor, ...]
     visual: list[list[int]]
-    seconds: float
+    duration: Duration
+
+    @property
+    def seconds(self) -> float:
+        """The duration, read from the device."""
+        return self.duration.seconds
 
     def left(self, sample: int, layer: int) -> list[int]:
         """Return the columns of a sample that a layer still sees, ascending."""
@@ -178,7 +184,7 @@ class Trace:
         kept: of every sample's visual tokens, after the last cut.
         text: tokens of every sample that are not visual, padding left out.
         visual_by_layer: for every sample the visual tokens that each decoder layer saw.
-        seconds: of the last prefill: vision (encoding, comparing pixels before it and reading the
+        durations: of the last prefill: vision (encoding, comparing pixels before it and reading the
             tower's attention, summed since the prefill before), select, prefill (the decoder's
             forward, selection included).
         encoded: for every sample, modality -> the frames, steps or tiles that the vision tower got
@@ -199,7 +205,7 @@ class Trace:
     kept: list[Layout] = field(default_factory=list)
     text: list[int] = field(default_factory=list)
     visual_by_layer: list[list[int]] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
+    durations: dict[str, Duration] = field(default_factory=dict)
     encoded: list[dict[str, list[int]]] = field(default_factory=list)
     found: set[tuple[int, str]] = field(default_factory=set)
     full_size: list[FullSizeCounts] = field(default_factory=list)
@@ -209,6 +215,11 @@ class Trace:
     warnings: list[str] = field(default_factory=list)
     begun: Trace | None = None
     unpruned: bool = False
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """The durations in seconds, read from the device."""
+        return {name: duration.seconds for name, duration in self.durations.items()}
 
     def warn(self, message: str) -> None:
         """Add a warning once; "" is none."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from vtprune.device import now, send
+from vtprune.device import mark, now, send
 from vtprune.engine.encoded_rows import PER_LAYER
 from vtprune.engine.features_on_disk import features_key, load_features, store_features
 from vtprune.engine.plan import PlannedBatch, PruningPlan
@@ -201,7 +201,7 @@ class SegmentEncoder:
                 [here], valid, 0, [torch.zeros(0, dtype=torch.long)], [self.group], [[schedule]],
                 Trace(layouts=[here]),
             )  # fmt: skip
-            prefill = Prefill(self.plan, batch, {}, embeds, None, 0.0)
+            prefill = Prefill(self.plan, batch, {}, embeds, None, mark(self.structure.device))
             if features.tower is not None:
                 prefill.readings.tower = [features.tower]
             prefill.readings.project(embeds, batch.projections(0))

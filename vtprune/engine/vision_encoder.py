@@ -10,7 +10,7 @@ from typing import cast
 
 import torch
 
-from vtprune.device import now, send
+from vtprune.device import Duration, mark, send
 from vtprune.engine.attention_mask import read_prompts
 from vtprune.engine.encoded_rows import join, split_call
 from vtprune.engine.features_on_disk import features_key, load_features, store_features
@@ -97,7 +97,7 @@ class EncoderHooks:
         if known and self.is_read(known[0].get(TOWER[0])):
             state.calls[modality] = dict(known[0])
             return known[1]
-        started, state.encoding = now(self.structure.device), True
+        started, state.encoding = mark(self.structure.device), True
         try:
             encoded = self.encode_by_row(modality, arguments, given, encode, args, kwargs)
             if encoded is None:
@@ -108,7 +108,7 @@ class EncoderHooks:
             raise
         finally:
             state.encoding = False
-        state.seconds += now(self.structure.device) - started
+        state.encoded += Duration.since(started, self.structure.device)
         if features is not None:
             features[key] = (given, encoded)  # the pixels stay, and so their address
         return encoded
@@ -186,7 +186,7 @@ class EncoderHooks:
         if pixels is None or self.selection is not None:
             return self.selection
         refuse_unknown_tower(self.structure)
-        started = now(self.structure.device)
+        started = mark(self.structure.device)
         tensors = pixels.tensors
         ids, valid = read_prompts(tensors["input_ids"], tensors.get("attention_mask"))
         vision = {modality: tensors for name, modality in PIXELS.items() if name in tensors}
@@ -194,7 +194,7 @@ class EncoderHooks:
             self.structure, ids, valid, vision, self.modality, self.inputs.media
         )
         self.selection = select_pixels(self.plan, layouts, pixels.units)
-        self.state.seconds += now(self.structure.device) - started
+        self.state.encoded += Duration.since(started, self.structure.device)
         return self.selection
 
     def rows_for(self, modality: str, sample: int | None = None) -> torch.Tensor | None:

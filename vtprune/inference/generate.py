@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from vtprune.device import clock
+from vtprune.device import Duration, clock
 from vtprune.engine import pruning
 from vtprune.engine.inputs import FeatureCache, PreparedInputs
 from vtprune.engine.trace import StageRecord, Trace
@@ -285,8 +285,8 @@ def generate(
             compile_cost = compile_cost.plus(streamed.compile_cost)
     notes = (*snapshot.warnings, *past_last_position(loaded, tensors["input_ids"].shape[1], ids))
     if snapshot.unpruned:  # without hooks nobody knows where the tower ends and the decoder begins
-        snapshot.seconds["prefill"] = seconds["first_choice"]
-    measured = {name: snapshot.seconds.get(name, 0.0) for name in ("vision", "select", "prefill")}
+        snapshot.durations["prefill"] = Duration(seconds["first_choice"])
+    measured = dict.fromkeys(("vision", "select", "prefill"), 0.0) | snapshot.seconds
     tokenizer = loaded.files.tokenizer
     return [
         Run(
@@ -313,7 +313,8 @@ def generate(
 def add_segments(trace: Trace, streamed: StreamedVideo) -> None:
     """Add to a trace what the segments of a streamed video cost, and what their cuts left."""
     for name in ("vision", "select"):
-        trace.seconds[name] = trace.seconds.get(name, 0.0) + streamed.seconds.get(name, 0.0)
+        before = trace.durations.get(name, Duration())
+        trace.durations[name] = before + Duration(streamed.seconds.get(name, 0.0))
     trace.warnings += [note for note in streamed.warnings if note not in trace.warnings]
     total, left = len(streamed.layout), len(streamed.index)
     if left == total or not trace.layouts:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import nn
 
-from vtprune.device import now, time_runs
+from vtprune.device import TimeMark, mark, now, seconds_between, time_runs
 from vtprune.engine.inputs import FeatureCache
 from vtprune.evaluation.profiling.rows import PlannedCut, PlannedRow
 from vtprune.evaluation.profiling.shapes import tower_kinds
@@ -34,9 +33,6 @@ if TYPE_CHECKING:
 STEPS = 3  # tokens that are decoded after the first
 HEAD_ROWS = 128  # of the output head that is left where it is timed apart
 HEAD_SAMPLE = 8192  # rows of it that are timed first
-
-Moment = object
-"""A point in time: seconds on a CPU, an event on a GPU."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -378,7 +374,7 @@ class LayerClock:
     """
 
     device: torch.device
-    marks: list[tuple[int, int, Moment, Moment]] = field(default_factory=list)
+    marks: list[tuple[int, int, TimeMark, TimeMark]] = field(default_factory=list)
 
     @contextmanager
     def on(self, layers: Sequence[nn.Module]) -> Iterator[LayerClock]:
@@ -396,24 +392,15 @@ class LayerClock:
         def run(*args: object, **kwargs: object) -> object:
             hidden = args[0] if args else kwargs.get("hidden_states")
             tokens = int(hidden.shape[-2]) if isinstance(hidden, torch.Tensor) else 0
-            started = self.now()
+            started = mark(self.device)
             result = forward(*args, **kwargs)
-            self.marks.append((number, tokens, started, self.now()))
+            self.marks.append((number, tokens, started, mark(self.device)))
             return result
 
         return run
 
-    def now(self) -> Moment:
-        if self.device.type != "cuda":
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
     def forwards(self) -> list[list[LayerTime]]:
         """Return the layers' seconds of every forward since the last call, in order."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
         forwards: list[list[LayerTime]] = []
         for number, tokens, started, ended in self.marks:
             if number == 0 or not forwards:
@@ -421,11 +408,3 @@ class LayerClock:
             forwards[-1].append(LayerTime(number, tokens, seconds_between(started, ended)))
         self.marks = []
         return forwards
-
-
-def seconds_between(first: Moment, second: Moment) -> float:
-    if isinstance(first, torch.cuda.Event) and isinstance(second, torch.cuda.Event):
-        return float(first.elapsed_time(second)) / 1000
-    assert isinstance(first, float)
-    assert isinstance(second, float)
-    return second - first
