@@ -21,6 +21,7 @@ from host_waits import (
     keep_of,
     modality,
     on_both,
+    on_device,
     prune,
     runs_in,
     runs_of,
@@ -30,14 +31,21 @@ from host_waits import (
     waits_in_selection,
 )
 from oracle import CACHE
-from other_device import MEMORY, devices, move
+from other_device import MEMORY, Devices, devices, move
 from packaging.version import Version
+from test_pixels import modality_of, shown
+from transformers import PreTrainedModel
 
 import vtprune
 from vtprune.device import Delivery, Duration, free_memory, mark, now, send, total_memory
+from vtprune.engine.inputs import PixelView, PreparedInputs
 from vtprune.errors import ModelError
 from vtprune.models.devices import find_device
 from vtprune.pruners import METHODS
+
+COUNTED = Version(transformers.__version__).release[:2] == (5, 23)
+"""Whether this is the transformers that waits are counted with."""
+Tensors = dict[str, torch.Tensor]
 
 
 def assert_alike(here: Run, remote: Run, atol: float = 0.0) -> None:
@@ -278,6 +286,43 @@ def test_times_are_read_from_the_device_once_they_are_asked_for() -> None:
     assert run.trace.decoding
 
 
+# -- before the vision tower -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "method", "waits"),
+    [
+        ("llava_onevision", "video", "predictable", 2),
+        ("llava_onevision", "video", "scenes", 2),
+        ("qwen3_vl", "video", "predictable", 5),
+        ("internvl", "image", "predictable", 4),
+        ("molmo2", "video", "predictable", 4),
+    ],
+)
+def test_what_goes_at_pixels_goes_on_a_device_too(
+    name: str, kind: str, method: str, waits: int
+) -> None:
+    if name not in tiny.MODELS:
+        pytest.skip("not in this transformers")
+    model, modality = shared(name), modality_of(name, kind)
+    inputs = tiny.inputs(name, model, kind, sizes=((112, 112),) * 2, frames=8)
+    units = shown(model, inputs, modality).units
+
+    def run(model: PreTrainedModel, noted: Devices | None, inputs: Tensors) -> Run:
+        view = PreparedInputs(pixels=PixelView(inputs, units))
+        preset = {"stages": [{"at": "pixels", "method": method}]}
+        return prune(model, inputs, 2, noted, preset=preset, modality=modality, inputs=view)
+
+    here = run(model, None, inputs)
+    with devices() as noted:
+        far = {key: value.to("cuda:0") for key, value in inputs.items()}
+        remote = run(on_device(name, torch.float32), noted, far)
+    assert_alike(here, remote)
+    assert remote.trace.stages[0].after < remote.trace.stages[0].before
+    assert remote.before_layers == remote.ours
+    assert len(remote.ours) == waits or not COUNTED
+
+
 # -- two devices, as `--device map` has them -------------------------------------------------------
 
 
@@ -353,6 +398,26 @@ def test_a_question_is_answered_on_a_device_as_on_a_cpu(checkpoints, tmp_path: P
     assert "to device" not in {wait.kind for wait in noted.waits if wait.place}
 
 
+def test_what_a_picture_repeats_goes_before_the_tower_of_a_device(  # type: ignore[no-untyped-def]
+    checkpoints, tmp_path: Path
+) -> None:
+    picture = save_noise(tmp_path / "noise.png", 90, 150)
+    loaded = vtprune.load(str(checkpoints(FAMILY)))
+    ask = functools.partial(
+        vtprune.answer,
+        loaded,
+        [([picture, picture], "what?")],
+        preset={"stages": [{"at": "pixels", "method": "repeated"}]},
+        generation=vtprune.Generation(max_new_tokens=2),
+    )
+    (here,) = ask()
+    with devices():
+        move(loaded.model, "cuda:0")
+        (far,) = ask()
+    assert (far.answer, far.tokens) == (here.answer, here.tokens)
+    assert far.tokens.kept_after < far.tokens.visual
+
+
 # -- torch.cuda ------------------------------------------------------------------------------------
 
 
@@ -397,8 +462,6 @@ def test_what_fits_is_what_the_device_has_free(free: int, cuts: bool) -> None:
 # -- the page --------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(
-    Version(transformers.__version__).release[:2] != (5, 23), reason="counted with 5.23"
-)
+@pytest.mark.skipif(not COUNTED, reason="counted with transformers 5.23")
 def test_the_page_has_what_is_counted() -> None:
     assert PAGE.read_text(encoding="utf-8").split(MARK)[1].strip() == tables()

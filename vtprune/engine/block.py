@@ -128,8 +128,8 @@ class PruningBlock:
         if not modalities:
             refuse_lone_placeholders(self.structure, ids, given)
             return
-        for modality in with_pixels:  # encoded inside this forward, so not recorded yet
-            state.calls[modality] = with_sizes(given)
+        if with_pixels:  # encoded inside this forward, so not recorded yet
+            state.calls |= dict.fromkeys(with_pixels, with_sizes(given))
         vision = {name: noted for name, noted in state.calls.items() if name in modalities}
         refuse_piece(cache_length(find_cache("the model", given)), vision, state.prefilled)
         state.prefilled = vision

@@ -26,6 +26,7 @@ from vtprune.models.batch_layout import lay_out_batch
 from vtprune.models.seams import ENCODERS, Arguments
 from vtprune.pruners.base import TOWER
 
+OF_PROMPTS = ("input_ids", "attention_mask", "position_ids")  # no sizes, however few they are
 SMALL = 64  # elements of a tensor that is compared by value: sizes, grids
 NOT_COMPARED = ("return_dict", "use_cache")  # of an encoder call: its features are the same
 Kwargs = dict[str, object]
@@ -247,7 +248,8 @@ def with_sizes(given: Kwargs) -> Kwargs:
     sizes = {
         name: value
         for name, value in given.items()
-        if isinstance(value, torch.Tensor)
+        if name not in OF_PROMPTS
+        and isinstance(value, torch.Tensor)
         and value.numel() <= SMALL
         and value.device.type not in ("cpu", "meta")
         and not value.is_floating_point()

@@ -92,7 +92,7 @@ class InternVL(Family):
                     for length in self.picture_lengths(prompt, columns)
                 ]
                 tiles = pixels[: sum(counts)].split(counts)
-                shapes = [splitting.arrangement(picture) for picture in tiles]
+                shapes = splitting.arrangements(tiles)
                 grids[modality] = [splitting.split_grid(*shape, side) for shape in shapes]
         return grids
 

@@ -86,26 +86,38 @@ def runs(columns: torch.Tensor) -> list[int]:
     return [end - start for start, end in itertools.pairwise(edges)]
 
 
-def arrangement(pixels: torch.Tensor) -> tuple[int, int]:
-    """Return the rows and columns of the tiles of a picture, (n, 3, H, W) with the whole one last.
+def arrangements(pictures: Sequence[torch.Tensor]) -> list[tuple[int, int]]:
+    """Return the rows and columns of the tiles of pictures, (n, 3, H, W) with the whole one last.
 
-    No input says it, so it is the arrangement that looks most like the whole picture.
+    No input says it, so it is the arrangement that looks most like the whole picture. All pictures
+    are read from the device at once.
     """
-    num_tiles = len(pixels) - 1
-    if num_tiles < 1:
-        return 1, 1
+    possible = [_shapes(max(len(pixels) - 1, 1)) for pixels in pictures]
+    apart = [
+        _apart_from_whole(pixels, *shape)
+        for pixels, shapes in zip(pictures, possible, strict=True)
+        for shape in shapes
+        if len(shapes) > 1
+    ]
+    read = iter(torch.stack(apart).tolist() if apart else ())
+    return [
+        min(shapes, key=lambda _: float(next(read))) if len(shapes) > 1 else shapes[0]
+        for shapes in possible
+    ]
+
+
+def _shapes(num_tiles: int) -> list[tuple[int, int]]:
+    """Return all rows and columns that so many tiles can be in."""
+    rows = range(1, num_tiles + 1)
+    return [(count, num_tiles // count) for count in rows if not num_tiles % count]
+
+
+def _apart_from_whole(pixels: torch.Tensor, rows: int, cols: int) -> torch.Tensor:
+    """Return how far tiles in so many rows and columns are from the whole picture: () float32."""
     small = functional.adaptive_avg_pool2d(pixels[:-1].float(), 4)  # (n, 3, 4, 4)
-    best, least = (1, num_tiles), float("inf")
-    for rows in range(1, num_tiles + 1):
-        cols = num_tiles // rows
-        if rows * cols != num_tiles:
-            continue
-        joined = small.view(rows, cols, 3, 4, 4).permute(2, 0, 3, 1, 4).reshape(3, rows * 4, -1)
-        base = functional.adaptive_avg_pool2d(pixels[-1].float(), (rows * 4, cols * 4))
-        wrong = float((joined - base).square().mean())
-        if wrong < least:
-            best, least = (rows, cols), wrong
-    return best
+    joined = small.view(rows, cols, 3, 4, 4).permute(2, 0, 3, 1, 4).reshape(3, rows * 4, -1)
+    base = functional.adaptive_avg_pool2d(pixels[-1].float(), (rows * 4, cols * 4))
+    return (joined - base).square().mean()
 
 
 def parse_markers(ids: Sequence[int], columns: Sequence[int], unit: int) -> list[tuple[int, int]]:
