@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from conftest import assert_refused, small_disk
+from conftest import assert_refused, save_noise, small_disk
 
 from vtprune import demo
 from vtprune.cli import cli
@@ -193,6 +193,18 @@ def test_what_can_not_be_asked_is_said_before_a_model_is_loaded(
 ) -> None:
     found = run(questions / "few.jsonl", *args)
     assert_refused(found, f"Error: .*{re.escape(message)}")
+
+
+def test_what_is_no_list_is_refused_with_what_takes_it(tmp_path: Path) -> None:
+    picture = save_noise(tmp_path / "a.png", 8, 8)
+    assert_refused(run(picture), r"Error: .*a\.png: a picture or video, and no list of questions")
+    assert "-q" in run(picture).stderr
+    refused = run(tmp_path)
+    assert_refused(refused, "Error: .*: a folder, and no list")
+    assert f"{tmp_path}/*" in refused.stderr
+    words = tmp_path / "notes.txt"
+    words.write_text("hello")
+    assert '{"file": "clip.mp4"' in run(words).stderr
 
 
 def test_a_line_that_can_not_be_asked_is_named_and_the_others_are_asked(

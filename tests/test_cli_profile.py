@@ -143,7 +143,7 @@ def test_the_plot_is_written(fake: FakeProfile, tmp_path: Path) -> None:
         (["--keep", ""], "keep is not a fraction", "drop rate"),
         (["-o", "norm"], "-o norm is not KEY=VALUE", "norm=none"),
         (["--image", "2x2", "--video", "2x2x2"], "more than one input", "one of MEDIA"),
-        (["--image", "0x2"], "0 is out of range", "1344x1344"),
+        (["--image", "0x2"], "image 0x2 is out of range", "1344x1344"),
         (["--image", "10"], "--image 10 is no size, and there is no such file", "1344x1344"),
         (["--video", "4x4"], "--video 4x4 is no size, and there is no such file", "64x448x448"),
         (["--image", "none.png"], "none.png", "check the path"),

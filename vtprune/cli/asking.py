@@ -20,7 +20,7 @@ from vtprune.cli.flags import (
     sampling_from,
 )
 from vtprune.cli.options import Flags, method_options
-from vtprune.errors import VtpruneError
+from vtprune.errors import VtpruneError, brief_path
 from vtprune.inference.questions_file import KEYS
 
 if TYPE_CHECKING:
@@ -137,6 +137,7 @@ def asked_questions(
     """
     from vtprune.evaluation.scoring import check_choices, check_metric
     from vtprune.inference.questions_file import open_questions, read_askable
+    from vtprune.serving.requests import is_media
 
     check_metric(flags.metric, "--metric")
     if len(inputs) == 1 and is_demo(inputs[0]):
@@ -144,6 +145,11 @@ def asked_questions(
             check_choices(flags.metric, asked, "--metric")
             yield asked, {}
     else:
+        if not media and is_media(inputs[0]):
+            raise VtpruneError(
+                f"{brief_path(inputs[0])}: a picture or video, and no list of questions",
+                'vtprune evaluate takes media with -q "what is it?", --needle or --captions 5',
+            )
         columns = columns_from(flags)
         listed = (
             listed_or_media(inputs, flags.question, columns)[0]

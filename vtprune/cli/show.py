@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -18,7 +20,7 @@ from vtprune.cli.flags import (
 from vtprune.cli.help import Command
 from vtprune.cli.options import DECODE, MAX_NEW_TOKENS, MEDIA, MODEL, ONE_WAY, Flags, takes
 from vtprune.cli.results import check_saves, to_json
-from vtprune.errors import VtpruneError
+from vtprune.errors import VtpruneError, brief
 from vtprune.pictures import FORMATS
 
 if TYPE_CHECKING:
@@ -90,8 +92,6 @@ def _presets(flags: Flags, user: Flags) -> list[Preset]:
     Raises:
         VtpruneError: options of one way beside those of many.
     """
-    from dataclasses import replace
-
     if not (flags.methods or flags.presets):
         return [preset_from(flags, user)]
     many = "--methods" if flags.methods else "--presets"
@@ -103,6 +103,9 @@ def _presets(flags: Flags, user: Flags) -> list[Preset]:
                 f"{name} and {many} exclude each other",
                 "give --preset, --method and -o for one way to prune",
             )
+    for name, times in Counter([*flags.methods, *flags.presets]).items():
+        if times > 1:
+            raise VtpruneError(f"{brief(name)} is named {times} times", "once is enough")
     by_method = [preset_from(replace(flags, method=method), user) for method in flags.methods]
     return by_method + [preset_from(replace(flags, preset=name), user) for name in flags.presets]
 

@@ -21,7 +21,7 @@ from vtprune.errors import (
     nearest_path,
     quote,
 )
-from vtprune.inference.tables import read_rows
+from vtprune.inference.tables import TABLES, read_rows
 from vtprune.inference.wording import counted
 from vtprune.media import (
     AskedMedia,
@@ -230,7 +230,7 @@ def read_some(
     """
     path = Path(path)
     row_hint = hint
-    if path.suffix.lower() not in (".json", ".jsonl"):
+    if path.is_dir() or path.suffix.lower() in TABLES:
         row_hint = "columns of other names are given by --columns, such as file=image,question=text"
     rows: list[T | FaultyRow] = []
     for row in read_rows(path, columns or {}, hint):

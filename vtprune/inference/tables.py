@@ -21,7 +21,8 @@ from vtprune.media import Stored
 from vtprune.small_files import read_small
 
 LARGEST_FILE = 64 * 2**20  # bytes of text
-SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+TABLES = (".csv", ".tsv", ".parquet")
+SUFFIXES = (".jsonl", ".json", *TABLES)
 DATASET = ("dataset_info.json", "state.json")
 """The files by which a folder is a Hugging Face dataset."""
 LISTS = ("data", "questions", "annotations")
@@ -71,6 +72,10 @@ def read_rows(path: Path, columns: Mapping[str, str], hint: str) -> Iterator[Row
     """
     name = brief_path(path)
     if path.is_dir():
+        if not is_list(path):
+            raise VtpruneError(
+                f"{name}: a folder, and no list", f"name the list in it, or {name}/* and a question"
+            )
         rows = _dataset_rows(path, name)
     elif path.suffix.lower() == ".parquet":
         rows = _parquet_rows(path, name)

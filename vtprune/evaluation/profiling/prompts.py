@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vtprune.errors import MediaError, ModelError
+from vtprune.errors import MediaError, ModelError, brief
 from vtprune.evaluation.profiling.shapes import WORD
 from vtprune.inference.generate import Generation
 from vtprune.inference.measuring import describe_input
@@ -78,9 +78,8 @@ def parse_size(text: str, kind: str) -> ProfiledMedia | None:
     parts = [part.lstrip("0") or "0" for part in text.strip().lower().split("x")]
     for part in parts:
         if len(part) > len(str(LONGEST)) or not 1 <= int(part) <= LONGEST:
-            value = part if len(part) < 20 else f"a length of {len(part)} digits"
             raise MediaError(
-                f"{value} is out of range: a side, or the frames, are 1 to {LONGEST}",
+                f"{kind} {brief(text)} is out of range: a side, or the frames, are 1 to {LONGEST}",
                 "for example --image 1344x1344, or --video 64x448x448",
             )
     frames, width, height = [1, *map(int, parts)][-3:]
