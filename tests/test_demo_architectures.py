@@ -30,7 +30,7 @@ from vtprune._dev.training.architecture import NAMES, Architecture, architecture
 from vtprune._dev.training.batches import make_batch
 from vtprune._dev.training.checkpoint import SPECIALS, vocabulary
 from vtprune._dev.training.forward import answer_states
-from vtprune._dev.training.hints import IGNORED
+from vtprune._dev.training.hints import IGNORED, THING
 from vtprune._dev.training.packed import Seen, decoder_layer, looks
 from vtprune.models import find_family
 from vtprune.models.checkpoint import read_files
@@ -153,7 +153,7 @@ def test_looks_are_what_the_stock_attention_sees() -> None:
             lambda number, states, seen: watched.__setitem__(number, (states, seen)),
         )  # fmt: skip
         states, seen = watched[1]
-        asked = torch.from_numpy(batch.names)[..., -1] != IGNORED
+        asked = torch.from_numpy(batch.names)[..., THING] != IGNORED
         num_prefix = states.shape[1] - asked[0].numel()
         num_rows, length = asked.shape[1:]
         future = torch.full((states.shape[1],) * 2, -torch.inf).triu(1)

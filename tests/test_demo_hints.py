@@ -16,6 +16,7 @@ from vtprune._dev.training.hints import (
     name_labels,
     names_of,
     shown,
+    sizes,
     token_labels,
 )
 from vtprune.demo.world import Event, Number, Scene, Thing, make_clip, make_picture
@@ -71,9 +72,29 @@ def test_a_name_in_a_clip_tells_what_its_thing_does_and_when() -> None:
 
 def test_labels_stand_at_the_word_that_completes_a_name() -> None:
     encoded = make_tokenizer(SPECIALS).encode("is the red star above the blue cross?")
-    rows = name_labels(encoded.tokens, names_of(PICTURE))
-    assert [row != (IGNORED,) * 8 for row in rows] == [word == "star" for word in encoded.tokens]
+    rows = name_labels(encoded.tokens, [1] * len(encoded.tokens), names_of(PICTURE))
+    assert [row != (IGNORED,) * 11 for row in rows] == [word == "star" for word in encoded.tokens]
     assert rows[encoded.tokens.index("star")][:2] == (7, 1)
+
+
+def test_a_second_name_tells_how_its_thing_lies_to_the_first() -> None:
+    words = ["red", "star", "red", "ring", "red", "star", "blue", "star"]
+    rows = name_labels(words, [1, 1, 1, 1, 2, 2, 2, 2], names_of(PICTURE))
+    assert [row[8:] for row in rows[1::2]] == [
+        (IGNORED,) * 3,
+        (0, 0, 0),  # the small ring is above the star, left of it and smaller
+        (IGNORED,) * 3,  # another question
+        (0, 2, 1),
+    ]
+    words = ["red", "star", "green", "cross"]
+    assert name_labels(words, [1] * 4, names_of(CLIP))[3][8:] == (IGNORED,) * 3
+
+
+def test_tokens_of_a_picture_tell_the_size_of_what_they_show() -> None:
+    seen = shown(PICTURE, [0.0], (8, 8))
+    told = sizes(PICTURE, seen).reshape(8, 8)
+    assert (told[1, 1], told[1, 6], told[4, 4]) == (0, 1, IGNORED)
+    assert (sizes(CLIP, shown(CLIP, [0.0], (4, 4))) == IGNORED).all()
 
 
 def test_things_of_a_picture_are_numbered_in_reading_order() -> None:

@@ -24,7 +24,7 @@ class Batch:
     `pixels` (B, T, 3, H, W) uint8; `tokens` and `targets` (B, R, L): a target is the token to be
     predicted AFTER its position, or -100; `segments` (B, R, L) is 1 at the tokens of a scene's
     first question, and so on, and 0 at padding; `offsets` (B, R, L) is a token's place in its
-    question. `names` (B, R, L, 8) and `marks` (B, N, ...) are the hints at the questions' tokens
+    question. `names` (B, R, L, 11) and `marks` (B, N, ...) are the hints at the questions' tokens
     and at the first N visual tokens. `number` is the batch's.
     """
 
@@ -183,7 +183,12 @@ def make_batch(
         rows.append(packed)
         asked.append(questions)
         names = names_of(scene)
-        named.append([name_labels(encoder.words(row), names) for row in packed[0].tolist()])
+        named.append(
+            [
+                name_labels(encoder.words(row), of, names)
+                for row, of in zip(packed[0].tolist(), packed[2].tolist(), strict=True)
+            ]
+        )
     tokens, targets, segments, offsets = np.stack(rows, axis=1)
     return Batch(
         layout,

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from vtprune._dev.training.architecture import HintLook, HintProbe
 from vtprune._dev.training.batches import Batch
-from vtprune._dev.training.hints import IGNORED
+from vtprune._dev.training.hints import IGNORED, THING
 from vtprune._dev.training.packed import Seen, looks
 
 
@@ -76,7 +76,7 @@ class Hints(nn.Module):
                 right.append(round(float((logits.argmax(-1) == label[wanted]).float().mean()), 3))
             if losses:
                 total = total.to(states.device) + torch.stack(losses).mean()
-        named = torch.from_numpy(batch.names[..., -1])
+        named = torch.from_numpy(batch.names[..., THING])
         for look in self.looks:
             loss, share = self._look(look, layers[look.layer], marks, named)
             total = total + loss / len(self.looks)

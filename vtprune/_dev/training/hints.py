@@ -26,6 +26,8 @@ MOST = 8  # ordinals 0 to 7
 # colour, of its shape and among all.
 NAME_CLASSES = (9, 2, len(VERBS), 4, len(DETAILS))
 DIGIT_CLASSES = (10, 10)
+THING = len(NAME_CLASSES) + len(DIGIT_CLASSES)  # the label of a name that says what it names
+RELATION_CLASSES = (3, 3, 3)
 TOKEN_CLASSES = (len(VERBS), 4, MOST, MOST, MOST)
 Grid = tuple[int, int]  # rows and columns of visual tokens
 
@@ -65,11 +67,29 @@ def _name_labels(thing: Thing, event: Event | None, is_clip: bool) -> tuple[int,
     return cell, IGNORED, VERBS.index(event.verb), event.slot + 1, DETAILS.index(event.detail)
 
 
-def name_labels(words: Sequence[str], names: Names) -> list[tuple[int, ...]]:
-    """Labels (L, 8) of a row of tokens: at each word that ends a name."""
-    rows = [(IGNORED,) * (len(NAME_CLASSES) + len(DIGIT_CLASSES) + 1)] * len(words)
+def name_labels(
+    words: Sequence[str], segments: Sequence[int], names: Names
+) -> list[tuple[int, ...]]:
+    """Labels (L, 11) of a row of tokens: at each word that ends a name.
+
+    After those of `names_of` comes how a picture's thing lies to the one that its question named
+    before: in a row above, the same or below; a column left, the same or right; smaller, of one
+    size or larger.
+    """
+    unknown = (IGNORED,) * len(RELATION_CLASSES)
+    rows = [(IGNORED,) * (THING + 1) + unknown] * len(words)
+    before: dict[int, tuple[int, ...]] = {}
     for i in range(1, len(words)):
-        rows[i] = names.get((words[i - 1], words[i]), rows[i])
+        labels = names.get((words[i - 1], words[i]))
+        if labels is None:
+            continue
+        relation, first = unknown, before.get(segments[i])
+        if first is not None and IGNORED not in (first[1], labels[1]):
+            (row, column), (own_row, own_column) = divmod(first[0], 3), divmod(labels[0], 3)
+            gaps = own_row - row, own_column - column, labels[1] - first[1]
+            relation = tuple((gap > 0) - (gap < 0) + 1 for gap in gaps)
+        rows[i] = labels + relation
+        before[segments[i]] = labels
     return rows
 
 
@@ -88,6 +108,16 @@ def shown(scene: Scene, times: Sequence[float], grid: Grid) -> NDArray[np.int64]
                 wide, tall = _radii(scene, number.height / 2)
                 picture[_covered(number.x, number.y, 1.2 * wide, tall, grid)] = i
     return out.reshape(-1)
+
+
+def sizes(scene: Scene, shown: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Of what each token of a picture shows: 0 of a small thing, 1 of a large one."""
+    large = [int(thing.size == "large") for thing in scene.things]
+    out = np.full_like(shown, IGNORED)
+    of_things = (shown != IGNORED) & (shown < len(large))
+    if not scene.is_clip:
+        out[of_things] = np.array(large)[shown[of_things]]
+    return out
 
 
 def _radii(scene: Scene, radius: float) -> tuple[float, float]:

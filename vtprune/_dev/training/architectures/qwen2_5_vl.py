@@ -25,7 +25,13 @@ from vtprune._dev.training.checkpoint import (
     write_json,
 )
 from vtprune._dev.training.heads import Dense, weigh_labels
-from vtprune._dev.training.hints import DIGIT_CLASSES, NAME_CLASSES, TOKEN_CLASSES
+from vtprune._dev.training.hints import (
+    DIGIT_CLASSES,
+    NAME_CLASSES,
+    RELATION_CLASSES,
+    THING,
+    TOKEN_CLASSES,
+)
 from vtprune._dev.training.labels import labels
 from vtprune._dev.training.packed import rms_norm, rotate
 from vtprune._dev.training.pixels import normalise, resize
@@ -155,6 +161,8 @@ class TrainedQwen25VL:
         HintProbe(12, "names", 0, (*NAME_CLASSES, *DIGIT_CLASSES)),
         HintProbe(3, "names", 0, NAME_CLASSES[:1]),
         HintProbe(3, "names", len(NAME_CLASSES), DIGIT_CLASSES),
+        HintProbe(2, "tokens", len(TOKEN_CLASSES) + 4, (2,)),
+        HintProbe(15, "names", THING + 1, RELATION_CLASSES),
     )
     looks = tuple(HintLook(layer, 0, len(TOKEN_CLASSES) + 3) for layer in (3, 9))
     hint_weight = 0.3
@@ -303,15 +311,16 @@ class TrainedQwen25VL:
         self, scene: Scene, times: NDArray[np.float64], layout: BatchShape
     ) -> NDArray[np.int64]:
         """Of every token: what has happened there or its ordinals; its row, column and cell; what
-        it shows."""
+        it shows, and its size."""
         grid = grid_of(layout)
         seen = times[TEMPORAL - 1 :: TEMPORAL].tolist() if scene.is_clip else [0.0]
         history = hints.token_labels(scene, seen, grid)
         places = np.indices(grid).reshape(2, -1).T
         down, across = (CELLS * (2 * places + 1) // (2 * np.array(grid))).T
         marks = np.column_stack((places, CELLS * down + across))
-        shown = hints.shown(scene, seen, grid)[:, None]
-        return np.concatenate((history, np.tile(marks, (len(seen), 1)), shown), axis=1)
+        shown = hints.shown(scene, seen, grid)
+        own = np.column_stack((shown, hints.sizes(scene, shown)))
+        return np.concatenate((history, np.tile(marks, (len(seen), 1)), own), axis=1)
 
 
 def rope_parameters() -> dict[str, object]:
