@@ -15,8 +15,9 @@ from vtprune.pruners import METHODS, create
 from vtprune.pruners.base import Budget, Selection, VisualTokens, merge
 from vtprune.pruners.holitom import NEIGHBOURS, HoliTom, cut_into_stretches
 from vtprune.pruners.similarity import density_peaks
-from vtprune.pruners.vidcom2 import WIDTHS, steady_rows
+from vtprune.pruners.vidcom2 import WIDTHS, frame_quotas, steady_rows
 from vtprune.tokens.layout import NEWLINE, Layout, box, join, lay_out, single
+from vtprune.tokens.quotas import weighted_quotas
 
 VIDEO = ("evs", "dycoke", "vidcom2", "holitom")
 """Those that read hidden states alone."""
@@ -174,6 +175,19 @@ def test_vidcom2_gives_the_unusual_frame_more_and_keeps_the_outlier() -> None:
     layout = clip(2, 2, 2)
     assert select("vidcom2", layout, states, 4).index.tolist() == [0, 4, 5, 7]
     assert select("vidcom2", layout, states, 4, "frame").index.tolist() == [0, 1, 4, 7]
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-6, 0.1, 5.0])
+@pytest.mark.parametrize("sizes", [[7], [4] * 6, [196] * 32, [1, 9, 3, 5, 2, 9]])
+def test_frames_share_on_the_device_as_quotas_by_weight_do(sizes: list[int], spread: float) -> None:
+    generator = torch.Generator().manual_seed(len(sizes))
+    for count in sorted({1, 2, len(sizes), sum(sizes) // 3, sum(sizes) // 2, sum(sizes)}):
+        unusual = spread * torch.rand(len(sizes), generator=generator, dtype=torch.float64)
+        weights = torch.tensor(sizes) * (1 + (unusual / 0.01).softmax(0) - 1 / len(sizes))
+        shares = weights.tolist()
+        least = int(count * min(shares) < sum(shares))
+        expected = weighted_quotas(count, sizes, shares, least)
+        assert frame_quotas(count, sizes, weights).tolist() == expected
 
 
 def test_vidcom2_scores_by_the_published_kernels() -> None:
