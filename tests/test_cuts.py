@@ -143,6 +143,20 @@ def test_attention_is_what_the_eager_model_says(
     assert len(Probe.given) == 2
 
 
+def test_the_attention_of_the_last_token_is_the_same_read_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = shared_model("llava")
+    inputs = tiny.ragged("llava", model)
+    for needs in (("attention",), ("attention", "text_attention")):
+        monkeypatch.setattr(Probe, "needs", needs)
+        with vtprune.pruning(model, {"stages": [{"at": 2, "method": "probe", "keep": 0.3}]}):
+            oracle.generate(model, inputs, steps=1)
+    assert len(Probe.given) == 4
+    for alone, among in zip(Probe.given[:2], Probe.given[2:], strict=True):
+        torch.testing.assert_close(alone.states["attention"], among.states["attention"])
+
+
 @pytest.mark.parametrize("name", tiny.MODELS)
 def test_what_positions_say_are_the_scores_of_queries_and_keys_of_ones(
     name: str, monkeypatch: pytest.MonkeyPatch

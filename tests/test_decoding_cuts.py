@@ -147,8 +147,8 @@ def test_a_share_may_be_chosen_evenly_for_later_questions() -> None:
     scores = torch.tensor([[0.9, 0.8, 0.7, 0.6, 0.1, 0.2, 0.3, 0.4]])
     candidates = torch.ones(1, 8, dtype=torch.bool)
     kept = [choose(scores, candidates, 0.5, share)[0].nonzero().flatten().tolist()
-            for share in (0, 0.5, 1)]  # fmt: skip
-    assert kept == [[0, 1, 2, 3], [0, 1, 3, 7], [1, 3, 5, 7]]
+            for share in (0, 0.4, 0.5, 1)]  # fmt: skip
+    assert kept == [[0, 1, 2, 3], [0, 1, 2, 7], [0, 1, 3, 7], [1, 3, 5, 7]]
     candidates[0, 4:] = False
     assert int(choose(scores, candidates, 0.1).sum()) == 1
 

@@ -67,7 +67,9 @@ def plain(loaded: Loaded, paths: list[Path], **options):  # type: ignore[no-unty
 # -- choosing -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("most", "setting"), [(5, None), (10, 1), (39, 3), (40, 4), (999, 9)])
+@pytest.mark.parametrize(
+    ("most", "setting"), [(5, None), (10, 1), (39, 3), (40, 4), (90, 9), (999, 9)]
+)
 def test_the_largest_setting_within_the_budget_is_found(most: int, setting: int | None) -> None:
     tried: list[int] = []
 

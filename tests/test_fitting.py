@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from vtprune.engine import fitting
 from vtprune.engine.fitting import PromptSize, fit_context, fit_memory
 from vtprune.errors import ModelError, PresetError
 from vtprune.inference.generate import Generation
+from vtprune.models import cost
 from vtprune.models.loading import Loaded, load
 from vtprune.models.structure import find_structure
 from vtprune.preset import load_preset, override
@@ -118,6 +120,30 @@ def test_layers_before_a_cut_hold_all_tokens(loaded: Loaded) -> None:
     assert fit_memory(structure, 2, size, free + 2).tokens == 500
     assert fit_memory(structure, 2, size, free - 400).tokens < 500
     assert fit_context(structure, 0, PromptSize(10, 5, 4)).tokens == 5
+
+
+def test_memory_is_counted_layer_by_layer_and_with_the_answer(loaded: Loaded) -> None:
+    structure, shape = find_structure(loaded.model), loaded.decoder_shape
+    value, layers = next(loaded.model.parameters()).dtype.itemsize, shape.layers
+
+    def needed(first: int, answer: int) -> int:
+        return fitting.memory_needed(structure, shape, first, PromptSize(10, 500, answer))(1)
+
+    def cached(*counts: int) -> int:
+        return cost.kv_bytes(shape, [*counts, *[counts[-1]] * (layers - len(counts))], value)
+
+    assert needed(0, 4) - needed(0, 0) == cached(15) - cached(11)
+    # Two layers hold 499 tokens more, and so many are worked on at once.
+    more = cached(514, 514, 15) - cached(15) + value * cost.activations(shape) * 499
+    assert needed(2, 4) - needed(0, 4) == more
+
+
+def test_what_fits_to_the_last_position_or_byte_fits(loaded: Loaded) -> None:
+    structure, size = find_structure(loaded.model), PromptSize(10, 500, 4)
+    needed = fitting.memory_needed(structure, loaded.decoder_shape, 0, size)
+    assert fit_memory(structure, 0, size, math.ceil(needed(1) / fitting.HEADROOM)).tokens == 1
+    set_positions(loaded, 10 + 5 + 4)
+    assert fit_context(structure, 3, PromptSize(10, 5, 4)).tokens == 5
 
 
 def test_fit_is_a_budget_of_presets_and_flags() -> None:

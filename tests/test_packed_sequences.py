@@ -7,9 +7,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from vtprune.engine.attention_mask import gather_mask, join_valid, valid_columns
-from vtprune.engine.packing import gather, pack, repack
+from vtprune.engine.attention_mask import (
+    gather_mask,
+    held_columns,
+    join_valid,
+    sees,
+    valid_columns,
+    valid_past_columns,
+)
+from vtprune.engine.late_checks import LateChecks
+from vtprune.engine.packing import gather, gather_marked, pack, repack
+from vtprune.engine.position_ids import refuse_inside_prompt
 from vtprune.engine.sequence import SequenceState
+from vtprune.errors import ModelError
 from vtprune.models.seams import LayerMemory
 
 ROWS = [torch.tensor([0, 2, 3, 5]), torch.tensor([1, 5])]
@@ -97,6 +107,21 @@ def test_one_row_of_positions_serves_the_whole_batch() -> None:
     ]
 
 
+def test_marked_columns_that_are_left_have_their_rows_and_padding_has_none() -> None:
+    marked = torch.tensor([[True, True, False, True], [True, False, False, False]])
+    packed = pack([torch.tensor([1, 2, 3]), torch.tensor([0])])
+    left, rows = gather_marked(marked, torch.arange(4.0)[:, None], packed, 3)
+    assert left.tolist() == [[True, False, True], [False, False, True]]
+    assert rows.flatten().tolist() == [1.0, 2.0, 3.0]
+
+
+def test_a_token_at_the_last_position_of_a_prompt_is_inside_it() -> None:
+    last, late = torch.tensor([5, 7]), LateChecks()
+    refuse_inside_prompt(torch.tensor([[6], [8]]), last, late)
+    with pytest.raises(ModelError, match="inside the prompt"):
+        refuse_inside_prompt(torch.tensor([[6], [7]]), last, late)
+
+
 # -- masks ----------------------------------------------------------------------------------------
 
 
@@ -119,6 +144,21 @@ def test_a_mask_keeps_the_rows_and_columns_that_are_left(
     second = full[-1][:, ROWS[1]][:, :, ROWS[1]]
     assert torch.equal(seen[1, :, 2:, 2:], second)
     assert not seen[1, :, :, :2].any(), "padding is seen"
+
+
+def test_windows_and_chunks_count_original_columns() -> None:
+    queries, keys = torch.tensor([[3, 5, -1]]), torch.tensor([[2, 3, -1, 5]])
+    found = sees(queries, keys, 3)  # the second sees columns 3 to 5
+    assert found.tolist() == [[[True, True, False, False], [False, True, False, True], [False] * 4]]
+    # Chunks from the first column on: 1 and 2, 3 and 4, 5 and 6.
+    found = sees(queries, keys, 2, torch.tensor([1]))
+    assert found[0, :2].tolist() == [[False, True, False, False], [False, False, False, True]]
+
+
+def test_a_layer_holds_the_last_keys_or_all_and_free_slots() -> None:
+    keys = torch.tensor([[4, 5]])
+    assert held_columns(keys, 4).tolist() == [[4, 5, -1, -1]]
+    assert held_columns(keys, 1).tolist() == [[5]]
 
 
 @pytest.mark.parametrize(("width", "held"), [(10, 10), (6, 5)], ids=["full", "window"])
@@ -176,6 +216,13 @@ def test_valid_columns_are_found_in_every_form_of_mask(mask: object) -> None:
 @pytest.mark.parametrize("mask", [None, {}, {"full_attention": None}])
 def test_without_a_mask_every_column_is_valid(mask: object) -> None:
     assert valid_columns(mask, 2, 3).tolist() == [[True] * 3] * 2
+
+
+def test_a_mask_of_new_columns_alone_says_nothing_of_those_in_the_cache() -> None:
+    valid = valid_past_columns(torch.tensor([[0, 1, 1, 1, 1]]), 2, 3)
+    assert valid is not None
+    assert valid.tolist() == [[False, True]]
+    assert valid_past_columns(torch.tensor([[0, 1, 1]]), 2, 3) is None
 
 
 def test_a_mask_for_one_row_serves_the_whole_batch() -> None:

@@ -22,7 +22,14 @@ from vtprune.pruners import (
     find_method,
     reads_question,
 )
-from vtprune.pruners.base import Budget, Selection, VisualTokens, depends_on_question, keep_best
+from vtprune.pruners.base import (
+    Budget,
+    Selection,
+    VisualTokens,
+    depends_on_question,
+    keep_best,
+    merge,
+)
 from vtprune.pruners.contract import CONTRACT, Subject, flat, layouts, tokens_of, video
 from vtprune.pruners.entropy import CHUNK, token_entropy
 from vtprune.tokens.layout import Layout, box, lay_out
@@ -184,6 +191,13 @@ def test_the_best_are_found_where_groups_are_interleaved() -> None:
     assert keep_best(scores, budget).tolist() == [3, 4, 5]
 
 
+def test_what_is_merged_into_no_token_is_in_no_sum() -> None:
+    weight = torch.ones(3)
+    selection = Selection(torch.tensor([1]), torch.tensor([-1, 0, -1]), weight)
+    states = torch.tensor([[5.0], [2.0], [7.0]])
+    assert merge(states, selection).tolist() == [[2.0]]
+
+
 # -- uniform --------------------------------------------------------------------------------------
 
 
@@ -204,6 +218,12 @@ def test_uniform_leaves_no_part_of_a_picture_out(count: int) -> None:
         assert 9 <= values.double().mean() <= 14
         held = torch.bincount(values // 6, minlength=4)
         assert count < 50 or held.min() > 0.1 * count
+
+
+def test_uniform_has_about_as_many_rows_as_tokens_in_a_row() -> None:
+    layout = lay_out({"image": torch.arange(16)}, {"image": [box(1, 4, 4)]})
+    kept = choose("uniform", layout, 7).index  # the root of 7 is nearer to 3 than to 2
+    assert (kept // 4).unique().tolist() == [0, 2, 3]
 
 
 def test_uniform_spreads_over_the_frames() -> None:

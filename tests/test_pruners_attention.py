@@ -134,6 +134,8 @@ def test_between_the_published_budgets_each_cut_is_in_proportion() -> None:
     assert [round(576 * one, 9) for one in fractions(96 / 576)] == [238.0, 48.0, 26.0]
     assert [round(576 * one, 9) for one in fractions(32 / 576)] == [33.0, 15.0, 8.5]
     assert [round(576 * one, 9) for one in fractions(386 / 576)] == [442.5, 390.0, 344.5]
+    # The first falls from 312 to 300 as the eighth power.
+    assert [576 * one for one in fractions(162 / 576)] == pytest.approx([311.953125, 158.5, 74.5])
     assert fractions(0.0) == (0.0, 0.0, 0.0)
     assert fractions(1.0) == (1.0, 1.0, 1.0)
 
@@ -225,6 +227,7 @@ def test_how_many_places_go_to_clusters() -> None:
     assert count_clusters(10, 9) == 1
     assert count_clusters(10, 1) == 0  # nothing would be left
     assert count_clusters(576, 17) == 8  # 18 are asked for: no more than half
+    assert count_clusters(100, 6) == 3  # of 98 dropped tokens 30, in 4
 
 
 def test_a_cluster_s_centre_is_dense_and_far_from_what_is_denser() -> None:
@@ -240,6 +243,16 @@ def test_a_cluster_s_centre_is_dense_and_far_from_what_is_denser() -> None:
     # The second and third are of one density, and the third is farther from the first.
     assert centres.tolist() == [0, 2]
     assert nearest.tolist() == [0, 0, 1, 1]
+
+
+def test_a_centre_s_distance_counts_once_beside_its_density() -> None:
+    # Squared distances to the nearer of two, in the mean: 1/200 of 0 and 0.1, 1/50 of -2 and -2.2,
+    # 1.28 of 3.6 and 5.2. Distances to what is denser: of -2.2 it is 2.2, of 5.2 it is 5.1;
+    # 2.2 e^-0.02 = 2.16 and 5.1 e^-1.28 = 1.42, where squares of them would be 4.7 and 7.2.
+    rows = torch.tensor([[0.0], [0.1], [-2.0], [-2.2], [3.6], [5.2]])
+    centres, nearest = density_peaks(rows, 2, 2)
+    assert centres.tolist() == [0, 3]
+    assert nearest.tolist() == [0, 0, 1, 1, 0, 0]
 
 
 def test_the_best_of_the_dropped_tokens_become_one() -> None:
@@ -278,6 +291,7 @@ def test_a_lower_rank_keeps_fewer() -> None:
     budget = whole(6, flat(10))
     # At full rank 3 of 10 tokens, 4 of 7 surplus ones go; at rank 1, 4/7 of 9: 5.14 of 10.
     assert shrink(budget, rank=3, num_raters=3).count == 6
+    assert shrink(whole(8, flat(37)), rank=2, num_raters=2).count == 8  # 7.999... of 37
     assert shrink(budget, rank=1, num_raters=3).count == 4
     assert shrink(budget, rank=0, num_raters=3).count == 4
     assert shrink(whole(3, flat(10)), rank=0, num_raters=9).count == 1

@@ -14,7 +14,7 @@ from vtprune.errors import ModelError
 from vtprune.pruners import create, fastvid, flashvid
 from vtprune.pruners.base import Budget, Selection, VisualTokens, merge
 from vtprune.pruners.contract import tokens_of
-from vtprune.pruners.fastvid import FrameSegments, find_segments
+from vtprune.pruners.fastvid import FrameSegments, Patches, find_segments
 from vtprune.pruners.flashvid import (
     choose_by_weight,
     chosen_of_frames,
@@ -237,6 +237,14 @@ def test_a_segment_clusters_its_own_trees() -> None:
     assert [(members.tolist(), count) for members, count in parts] == [
         ([0, 1], 2), ([8, 9, 10, 11], 2),
     ]  # fmt: skip
+
+
+def test_a_relevance_below_zero_counts_as_zero() -> None:
+    tokens, zero = torch.arange(3), torch.zeros(1, dtype=torch.long)
+    video = FrameSegments(torch.zeros_like(tokens), zero, zero, torch.tensor([3]), (tokens,))
+    states = torch.tensor([[2.0, 0.0], [2.0, 0.0], [-1.0, 0.0]])  # their mean is (1, 0)
+    patches = Patches(states, torch.ones(3), states.mean(dim=0, keepdim=True))
+    assert flashvid.relevance(video, patches).tolist() == [2.0, 2.0, 0.0]
 
 
 def test_distances_count_by_the_weight_of_the_token() -> None:

@@ -98,6 +98,14 @@ def test_divprune_is_its_definition(count: int) -> None:
         assert chosen("divprune", states, count) == farthest(double_rows(states["hidden"]), count)
 
 
+def test_divprune_says_how_far_each_choice_was_from_those_before_it() -> None:
+    rows = unit_rows(directions([0, 10, 60, 200]))
+    order, distance = divprune.farthest_first(rows[None], 4)
+    assert order.tolist() == [[3, 1, 2, 0]]
+    expected = [1 - math.cos(math.radians(angle)) for angle in (170, 50, 10)]
+    torch.testing.assert_close(distance[0], torch.tensor([math.inf, *expected]))
+
+
 def test_divprune_reads_the_states_that_are_asked_for() -> None:
     states = made_up()
     assert create("divprune", {"states": "key"}).needs == ("key",)
@@ -519,6 +527,10 @@ def test_the_nearest_neighbour_of_a_token_is_never_itself(
     nearest = Similarity(rows, hold).nearest()[0]
     torch.testing.assert_close(nearest, torch.tensor(expected), atol=1e-6, rtol=0)
     assert Similarity(rows[:, :1], hold).nearest().tolist() == [[-math.inf]]
+
+
+def test_of_tokens_that_are_as_alone_the_first_is_chosen() -> None:
+    assert int(similarity.most_alone(torch.eye(5), torch.zeros(5, dtype=torch.bool))) == 0
 
 
 class HostReads(TorchDispatchMode):

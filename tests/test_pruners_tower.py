@@ -70,6 +70,10 @@ def test_what_a_round_leaves_of_the_first_half_is_ranked_by_likeness(
     assert chosen("vispruner", attention, states, 2, important=0) == [1, 3]
 
 
+def test_of_equal_cosines_the_less_attended_token_goes() -> None:
+    assert chosen("vispruner", [0.4, 0.3, 0.2, 0.1], [EAST] * 4, 3, important=0) == [0, 1, 3]
+
+
 def plainly(rows: torch.Tensor, count: int) -> list[int]:
     """Return what rounds of eight leave of rows, the most attended first."""
     similar, left = cosines(rows, rows), list(range(len(rows)))
@@ -161,9 +165,10 @@ def test_anchors_and_their_neighbours_stay_and_registers_fill_the_budget() -> No
 
 def test_neighbours_are_of_the_same_tile_and_patches() -> None:
     layout = tiles(((2, 2), (2, 2)))
-    assert hiprune.with_neighbours(hiprune.neighbours(layout), torch.tensor([3])).nonzero()[
-        :, 0
-    ].tolist() == [1, 2, 3]
+    for last in (3, 7):
+        assert hiprune.with_neighbours(hiprune.neighbours(layout), torch.tensor([last])).nonzero()[
+            :, 0
+        ].tolist() == [last - 2, last - 1, last]
     layout = video(frames=1, rows=2, cols=2)  # the newline is noted at the last patch's place
     assert hiprune.with_neighbours(hiprune.neighbours(layout), torch.tensor([4])).nonzero()[
         :, 0
@@ -236,12 +241,28 @@ def test_windows_and_the_last_layer_choose_and_the_dropped_are_merged() -> None:
     assert by_last.index.tolist() == [0, 3, 5, 7]
 
 
+def test_a_local_token_stays_however_little_the_last_layer_attends_to_it() -> None:
+    # The second and the fourth window keep one each: 3, the least of all at the end, and 6.
+    early = torch.tensor([0.9, 0.8, 0.1, 0.2, 0.9, 0.9, 0.7, 0.3])
+    last = torch.tensor([1.0, 0.5, 0.5, 0.0, 0.5, 0.5, 0.3, 0.4])
+    given = {
+        "tower_early_attention": early,
+        "tower_attention": last,
+        "hidden": torch.eye(8)[:, None],
+    }
+    budget = Budget.share(2, torch.zeros(8, dtype=torch.long))
+    selection = create("vscan", {"local": 1}).select(VisualTokens(flat(8), given), budget)
+    assert selection.index.tolist() == [3, 6]
+
+
 def test_every_window_of_every_frame_has_its_share() -> None:
     layout = video(frames=2, rows=8, cols=8)
     budget = vscan.share_over_windows(layout, Budget.share(64, layout.groups("all")), 0.5)
     assert len(budget.quota) == 2 * 16
     assert budget.quota.tolist() == [1] * 32  # 32 of 64 over 32 windows of 2 x 2 tokens
     assert torch.bincount(budget.group).tolist() == [4] * 31 + [5]  # the newline is of the last
+    odd = vscan.share_over_windows(layout, Budget.share(5, layout.groups("all")), 0.5)
+    assert int(odd.quota.sum()) == 2
     by_frame = vscan.share_over_windows(layout, Budget.share(40, layout.groups("frame")), 0.5)
     assert by_frame.quota.view(2, 16).sum(dim=1).tolist() == [10, 10]
     small = vscan.windows(tiles())
@@ -256,6 +277,11 @@ def test_what_is_dropped_is_merged_inside_its_group_or_not_at_all() -> None:
     group = torch.tensor([0, 1, 0, 1, 2])
     target = most_alike(rows, torch.tensor([1, 2]), group)
     assert target.tolist() == [2, 1, 2, 1, -1]
+
+
+def test_a_kept_token_is_merged_into_itself_beside_a_copy_of_it() -> None:
+    rows, group = unit_rows(torch.tensor([EAST, EAST, NORTH])), torch.zeros(3, dtype=torch.long)
+    assert most_alike(rows, torch.tensor([0, 1]), group).tolist() == [0, 1, 0]
 
 
 def test_vscan_cuts_at_the_input_and_a_third_stays_from_half_of_the_depth_on() -> None:

@@ -13,7 +13,13 @@ import vtprune
 from vtprune.errors import ModelError, PresetError
 from vtprune.pruners import METHODS, create
 from vtprune.pruners.base import Budget, Selection, VisualTokens, merge
-from vtprune.pruners.holitom import NEIGHBOURS, HoliTom, cut_into_stretches
+from vtprune.pruners.holitom import (
+    NEIGHBOURS,
+    HoliTom,
+    cluster_heads,
+    cut_into_stretches,
+    parts_of,
+)
 from vtprune.pruners.similarity import density_peaks
 from vtprune.pruners.vidcom2 import WIDTHS, frame_quotas, steady_rows
 from vtprune.tokens.layout import NEWLINE, Layout, box, join, lay_out, single
@@ -158,6 +164,20 @@ def test_dycoke_takes_a_place_that_its_window_has_lost_for_new() -> None:
     assert select("dycoke", layout, states, 4).index.tolist() == [0, 1, 2, 4]
 
 
+def test_dycoke_counts_the_frames_that_are_left_in_fours() -> None:
+    # Without the second frame the windows begin at the first and at the sixth.
+    layout = clip(6, 1, 2).take(torch.tensor([0, 1, *range(4, 12)]))
+    states = [WINDOWS[number] for number in (0, 1, *range(4, 12))]
+    assert select("dycoke", layout, states, 4).index.tolist() == [0, 1, 8, 9]
+
+
+def test_dycoke_keeps_a_newline_of_a_first_frame_where_all_tokens_stay() -> None:
+    layout = clip(5, 1, 2, newline=True)
+    states = [*WINDOWS[:10], WINDOWS[-1]]
+    assert select("dycoke", layout, states, 11).index.tolist() == list(range(11))
+    assert 10 not in select("dycoke", layout, states, 10).index.tolist()
+
+
 # -- vidcom2 --------------------------------------------------------------------------------------
 
 
@@ -188,6 +208,13 @@ def test_frames_share_on_the_device_as_quotas_by_weight_do(sizes: list[int], spr
         least = int(count * min(shares) < sum(shares))
         expected = weighted_quotas(count, sizes, shares, least)
         assert frame_quotas(count, sizes, weights).tolist() == expected
+
+
+def test_vidcom2_takes_an_equal_share_off_every_frame_before_the_unusual_gets_its_own() -> None:
+    # 16 (1 + 0 - 1/2) and 16 (1 + 1 - 1/2): a quarter and three quarters.
+    states = usual([[1, 0]] * 31 + [[0, 1]])
+    frames = select("vidcom2", clip(2, 4, 4), states, 16).index // 16
+    assert torch.bincount(frames).tolist() == [4, 12]
 
 
 def test_vidcom2_scores_by_the_published_kernels() -> None:
@@ -286,6 +313,36 @@ def test_holitom_with_room_to_spare_keeps_what_changed_most_on_its_own() -> None
     assert chosen.assign.tolist() == [0, 1, 0, 1, 2, 3, 4, 3]
     assert chosen.weight is not None
     assert chosen.weight.tolist() == [0.5, 0.5, 0.5, 0.5, 1.0, 0.5, 1.0, 0.5]
+
+
+def test_holitom_with_room_to_spare_keeps_patches_before_a_newline() -> None:
+    states = torch.tensor([*SCENES, [9, 9, 9]], dtype=torch.float32)
+    states[6] = torch.tensor([0.9, 0.0, 0.1])
+    assert select("holitom", clip(4, 1, 2, newline=True), states, 5).index.tolist() == [
+        0,
+        1,
+        4,
+        5,
+        6,
+    ]
+
+
+def test_holitom_clusters_runs_and_what_has_none_apart_by_one_ratio() -> None:
+    # Two places repeat and two do not: half of the runs, and of the others in each frame.
+    layout, head = clip(2, 1, 4), torch.tensor([0, 1, 2, 3, 0, 1, 6, 7])
+    parts = parts_of(layout, head, Budget.share(3, layout.groups("all")))
+    assert [(members.tolist(), count) for members, count in parts] == [
+        ([2, 3], 1), ([0, 1], 1), ([6, 7], 1),
+    ]  # fmt: skip
+
+
+def test_holitom_counts_no_more_neighbours_than_it_keeps_tokens() -> None:
+    # By the nearest two the pair is densest, then the first is farthest from it; of all seven the
+    # fifth has the least to the others.
+    states, tokens = torch.tensor([[0.0], [1], [2], [3], [4], [10], [10.1]]), torch.arange(7)
+    kept, into = cluster_heads([(tokens, 2)], states, tokens)
+    assert kept.tolist() == [0, 5]
+    assert into.tolist() == [0, 0, 0, 0, 0, 5, 5]
 
 
 def test_holitom_clusters_what_is_left_and_a_centre_keeps_most_of_itself() -> None:

@@ -46,6 +46,7 @@ def test_one_cell_that_changes_is_enough_to_stay() -> None:
 def test_a_frame_is_kept_where_the_scene_changes_whatever_the_tolerance() -> None:
     levels = [10, 12, 100, 102, 10, 12]
     assert Scenes(255).keep(clip(levels)) == [0, 2, 4]
+    assert Scenes(255, scene=88).keep(clip(levels)) == [0, 4]  # changes of 88 and 92
     assert Scenes(255, scene=200).keep(clip(levels)) == [0]
 
 

@@ -577,6 +577,11 @@ def test_rows_that_did_not_run_count_as_the_least() -> None:
     assert gather_patches([there, gone, there], pooling).tolist() == [1.0, 0.0, 0.5]
 
 
+def test_a_token_of_fewer_patches_has_their_mean() -> None:
+    rows = [torch.tensor([1.0, 2.0, 4.0])]
+    assert gather_patches(rows, torch.tensor([[0, 1], [2, -1]])).tolist() == [1.5, 4.0]
+
+
 def test_windows_are_put_back_in_rows() -> None:
     # 3 x 3 tokens in windows of 2 x 2: the tower goes through 0 1 3 4, 2 5, 6 7, 8.
     received_by = torch.tensor([0.0, 1, 3, 4, 2, 5, 6, 7, 8]).repeat_interleave(4)
