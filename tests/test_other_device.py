@@ -166,6 +166,21 @@ def test_a_copy_that_nobody_waits_for_is_there_after_the_next_wait() -> None:
     assert [wait.kind for wait in there.waits] == ["item"]
 
 
+def test_a_sum_of_times_does_not_keep_what_the_device_has_been_through() -> None:
+    cpu = torch.device("cpu")
+    assert not (Duration() + Duration.since(mark(cpu), cpu)).spans
+    with devices() as there:
+        far, total = torch.ones(1, device="cuda:0"), Duration()
+        for _ in range(3):
+            total += Duration.since(mark(far.device), far.device)
+        assert len(total.spans) == 3
+        far.sum().item()
+        total += Duration.since(mark(far.device), far.device)
+        assert len(total.spans) == 1
+        assert 0 < total.known < total.seconds
+    assert [wait.kind for wait in there.waits] == ["item", "event"]
+
+
 # -- methods and families --------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -58,6 +59,11 @@ class TimeMark:
         """Return itself: a copy of an event is one that nothing was noted in."""
         return self
 
+    @property
+    def is_past(self) -> bool:
+        """Whether the device has got there."""
+        return self.event is None or bool(self.event.query())
+
 
 def mark(device: torch.device) -> TimeMark:
     """Return the moment when a device will have done what it was given up to here."""
@@ -86,7 +92,11 @@ class Duration:
         return cls(spans=((started, mark(device)),))
 
     def __add__(self, other: Duration) -> Duration:
-        return Duration(self.known + other.known, self.spans + other.spans)
+        """Return the sum; the first spans that are past are not kept: an answer has many."""
+        spans = self.spans + other.spans
+        past = tuple(takewhile(lambda span: span[1].is_past, spans))
+        seconds = sum(seconds_between(*span) for span in past)
+        return Duration(self.known + other.known + seconds, spans[len(past) :])
 
     @property
     def seconds(self) -> float:
@@ -113,17 +123,17 @@ class Delivery:
     def __init__(self, numbers: torch.Tensor) -> None:
         cuda = numbers.device.type == "cuda"
         self._numbers = numbers.to("cpu", non_blocking=cuda)  # to pinned memory (PyTorch 2.4 on)
-        self._event = mark(numbers.device).event
+        self._sent = mark(numbers.device)
 
     @property
     def is_here(self) -> bool:
         """Whether `read` returns at once."""
-        return self._event is None or bool(self._event.query())
+        return self._sent.is_past
 
     def read(self) -> torch.Tensor:
         """Return the numbers, on the CPU, once they are here."""
-        if self._event is not None:
-            self._event.synchronize()
+        if self._sent.event is not None:
+            self._sent.event.synchronize()
         return self._numbers
 
 
