@@ -8,8 +8,10 @@ import pytest
 import tiny
 import torch
 from conftest import shared_model
+from other_device import devices
 
 import vtprune
+from vtprune.device import with_float64
 from vtprune.errors import ModelError, PresetError
 from vtprune.pruners import METHODS, create
 from vtprune.pruners.base import Budget, Selection, VisualTokens, merge
@@ -208,6 +210,20 @@ def test_frames_share_on_the_device_as_quotas_by_weight_do(sizes: list[int], spr
         least = int(count * min(shares) < sum(shares))
         expected = weighted_quotas(count, sizes, shares, least)
         assert frame_quotas(count, sizes, weights).tolist() == expected
+
+
+def test_vidcom2_shares_on_the_cpu_where_a_device_has_no_float64(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    places = {name: with_float64(torch.device(name)).type for name in ("mps", "cuda", "cpu")}
+    assert places == {"mps": "cpu", "cuda": "cuda", "cpu": "cpu"}
+    layout = clip(3, 2, 4)
+    states = moving(layout)
+    here = select("vidcom2", layout, states, 9)
+    monkeypatch.setattr("vtprune.pruners.vidcom2.with_float64", lambda device: torch.device("cpu"))
+    with devices():
+        there = select("vidcom2", layout, states.to("cuda:0"), 9)
+    assert there.index.tolist() == here.index.tolist()
 
 
 def test_vidcom2_takes_an_equal_share_off_every_frame_before_the_unusual_gets_its_own() -> None:

@@ -137,6 +137,11 @@ class Delivery:
         return self._numbers
 
 
+def with_float64(device: torch.device) -> torch.device:
+    """Return a device on which float64 can be computed: the CPU for Apple's, else itself."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Return a tensor on a device, which the host does not wait for, unless that is its own.
 

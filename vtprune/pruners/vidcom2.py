@@ -27,7 +27,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vtprune.device import send
+from vtprune.device import send, with_float64
 from vtprune.pruners.base import Budget, Selection, VisualTokens, checked, select_best
 from vtprune.pruners.similarity import unit_rows
 from vtprune.tokens.layout import PATCH, Layout
@@ -93,7 +93,8 @@ def frame_weights(
 ) -> torch.Tensor:
     """Return (F,) float64 weight of every frame: its tokens, times 1 + p - 1/T.
 
-    p is the softmax over the T frames of its video of how unusual each is.
+    p is the softmax over the T frames of its video of how unusual each is. The weights are on the
+    states' device, or on the CPU where that has no float64.
 
     Args:
         frame: (N,) int64 number of each token's frame.
@@ -104,11 +105,11 @@ def frame_weights(
     zero = to_video.new_zeros(len(sizes))
     num_patches = zero.index_add(0, index, weight)
     mean = zero.index_add(0, index, to_video * weight) / num_patches.clamp_min(1)
-    unusual = (-mean / TEMPERATURE).double()
-    weights = send(sizes.double(), to_video.device)
+    unusual = (-mean / TEMPERATURE).to(with_float64(mean.device)).double()
+    weights = send(sizes.double(), unusual.device)
     item = torch.zeros(len(sizes), dtype=torch.long).scatter_(0, frame, layout.media)
     for number in item.unique().tolist():
-        frames = send((item == number).nonzero().squeeze(1), to_video.device)
+        frames = send((item == number).nonzero().squeeze(1), weights.device)
         weights[frames] *= 1 + unusual[frames].softmax(dim=0) - 1 / len(frames)
     return weights
 

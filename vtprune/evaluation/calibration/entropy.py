@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from vtprune.device import with_float64
 from vtprune.engine import pruning
 from vtprune.engine.inputs import PreparedInputs
 from vtprune.errors import ModelError
@@ -67,7 +68,7 @@ def matrix_entropy(states: torch.Tensor) -> float:
     Raises:
         ModelError: the states hold NaN or infinity.
     """
-    rows = (states.cpu() if states.device.type == "mps" else states).double()  # mps has no float64
+    rows = states.to(with_float64(states.device)).double()
     if not bool(rows.isfinite().all()):
         raise ModelError(
             "the model's states hold NaN or infinity, so they have no entropy",
