@@ -16,6 +16,7 @@ from conftest import assert_refused, save_noise, small_disk
 
 from vtprune import demo
 from vtprune.cli import cli
+from vtprune.cli.console.tables import labelled, list_failed
 from vtprune.errors import VtpruneError
 from vtprune.evaluation import runner
 from vtprune.evaluation.records import AnswersFile, Record, read_records
@@ -205,6 +206,14 @@ def test_what_is_no_list_is_refused_with_what_takes_it(tmp_path: Path) -> None:
     words = tmp_path / "notes.txt"
     words.write_text("hello")
     assert '{"file": "clip.mp4"' in run(words).stderr
+
+
+def test_a_file_that_is_called_row_keeps_its_question_number() -> None:
+    failed = {0: VtpruneError("row 1.png: damaged"), 1: VtpruneError("row 1: no question")}
+    lines = labelled()
+    list_failed(failed, 1, lines)
+    shown = [str(cell) for cell in lines.columns[1].cells]
+    assert shown[1:] == ["question 1: row 1.png: damaged", "row 1: no question"]
 
 
 def test_a_line_that_can_not_be_asked_is_named_and_the_others_are_asked(
