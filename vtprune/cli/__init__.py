@@ -160,7 +160,7 @@ def _check_directory() -> None:
         os.getcwd()
     except FileNotFoundError as error:
         raise VtpruneError(
-            "the current directory was removed, and torch can't be loaded in none",
+            "the current directory was removed, and torch can't be loaded without one",
             "change to another directory first: cd ~",
         ) from error
 
