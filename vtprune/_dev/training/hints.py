@@ -21,9 +21,9 @@ VERBS = ("none", "moves", "appears", "vanishes", "turns", "flashes")
 DETAILS = ("", *DIRECTIONS, *COLOURS)
 MOST = 8  # ordinals 0 to 7
 # Classes of each label: of a name its cell, size, verb, third of the clip and detail, then, of a
-# number, its two digits; of a visual
-# token the verb and third of what has happened there, and its thing's number among those of its
-# colour, of its shape and among all.
+# number, its two digits, and how it lies to the name before; of a visual token the verb and third
+# of what has happened there, and its thing's number among those of its colour, of its shape and
+# among all.
 NAME_CLASSES = (9, 2, len(VERBS), 4, len(DETAILS))
 DIGIT_CLASSES = (10, 10)
 THING = len(NAME_CLASSES) + len(DIGIT_CLASSES)  # the label of a name that says what it names
