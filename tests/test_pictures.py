@@ -439,7 +439,8 @@ def test_ask_draws_what_it_kept(checkpoints: Checkpoints, picture: Path, tmp_pat
         (["--methods", "random", "--method", "fastv"], "--method and --methods exclude each other"),
         (["--methods", "random", "-o", "norm=row"], "-o and --methods exclude each other"),
         (["--methods", "rndom"], "rndom"),
-        (["--methods", "random,random"], "random is named 2 times"),
+        (["--methods", "random,random"], "method random is named 2 times"),
+        (["--presets", "fast,fast"], "preset fast is named 2 times"),
     ],
 )
 def test_what_show_refuses(picture: Path, args: list[str], message: str) -> None:

@@ -103,9 +103,11 @@ def _presets(flags: Flags, user: Flags) -> list[Preset]:
                 f"{name} and {many} exclude each other",
                 "give --preset, --method and -o for one way to prune",
             )
-    for name, times in Counter([*flags.methods, *flags.presets]).items():
-        if times > 1:
-            raise VtpruneError(f"{brief(name)} is named {times} times", "once is enough")
+    for what, names in (("method", flags.methods), ("preset", flags.presets)):
+        for name, times in Counter(names).items():
+            if times > 1:
+                message = f"{what} {brief(name)} is named {times} times"
+                raise VtpruneError(message, "once is enough")
     by_method = [preset_from(replace(flags, method=method), user) for method in flags.methods]
     return by_method + [preset_from(replace(flags, preset=name), user) for name in flags.presets]
 
