@@ -117,8 +117,9 @@ def frame_weights(
 def frame_quotas(count: int, sizes: list[int], weights: torch.Tensor) -> torch.Tensor:
     """Return (F,) int64 tokens to keep in each frame, on the weights' device, which is not read.
 
-    As `weighted_quotas` shares them. None goes without, as far as the count allows; where the
-    weights see to that, they alone say the shares.
+    As `weighted_quotas` shares them, but for the last bit of sums, which may decide between
+    remainders that are equal. None goes without, as far as the count allows; where the weights see
+    to that, they alone say the shares.
 
     Args:
         count: of them all.
