@@ -25,13 +25,16 @@ from tokenizers.trainers import BpeTrainer
 from torch import Tensor
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+import vtprune
 from vtprune._dev.training import train
 from vtprune._dev.training.architecture import NAMES, Architecture, architecture
 from vtprune._dev.training.batches import make_batch
 from vtprune._dev.training.checkpoint import SPECIALS, vocabulary
 from vtprune._dev.training.forward import answer_states
 from vtprune._dev.training.hints import IGNORED, THING
-from vtprune._dev.training.packed import Seen, decoder_layer, looks
+from vtprune._dev.training.packed import Seen, attention_to_prefix, decoder_layer
+from vtprune.demo.draw import frame
+from vtprune.demo.world import PLACES, make_picture
 from vtprune.models import find_family
 from vtprune.models.checkpoint import read_files
 
@@ -93,7 +96,7 @@ def small(name: str) -> Architecture:
             for shape in subject.layouts.values()
         },
         "probes": tuple(replace(probe, layer=0) for probe in subject.probes),
-        "looks": tuple(replace(look, layer=1) for look in subject.looks),
+        "attention_hints": tuple(replace(hint, layer=1) for hint in subject.attention_hints),
         "dev": (("picture", 1),),
         "dense_tiles": (2, 2),
     }
@@ -169,7 +172,7 @@ def test_looks_are_what_the_stock_attention_sees() -> None:
         )
         group = layer.self_attn.num_key_value_groups
         for key_head in (0, 2):
-            logs = looks(states, layer, seen, key_head, asked)
+            logs = attention_to_prefix(states, layer, seen, key_head, asked)
             of_head = slice(key_head * group, (key_head + 1) * group)
             expected = weights[:, of_head, num_prefix:, :num_prefix].transpose(1, 2)
             torch.testing.assert_close(logs.exp(), expected[asked.flatten(1)])
@@ -243,6 +246,22 @@ def test_weights_beside_the_recipe_stay_out_of_the_wheel() -> None:
     weights = "/vtprune/_dev/training/second_model/model.safetensors"
     assert any(fnmatch(weights, pattern) for pattern in wheel["exclude"])
     assert not any(fnmatch(weights, pattern[1:]) for pattern in wheel["exclude"] if "!" in pattern)
+
+
+def test_the_second_model_answers_from_the_checkout() -> None:
+    folder = Path(train.__file__).parent / "second_model"
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 40e6
+    model = vtprune.load(str(folder))
+    right: list[bool] = []
+    for index in range(10):
+        scene = make_picture("dev", 7, index)
+        names = [thing.name for thing in scene.things]
+        for thing in [thing for thing in scene.things if names.count(thing.name) == 1][:1]:
+            question = f"where is the {thing.name}?"
+            found = vtprune.ask(model, frame(scene, 0.0), question, keep=1.0)
+            right.append(found.answer == PLACES[thing.row][thing.column])
+    assert len(right) >= 6
+    assert sum(right) >= len(right) - 1
 
 
 def test_the_second_model_has_the_shape_that_the_evidence_needs(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from vtprune._dev.training.hints import (
     VERBS,
     name_labels,
     names_of,
-    shown,
     sizes,
+    things_of_tokens,
     token_labels,
 )
 from vtprune.demo.world import Event, Number, Scene, Thing, make_clip, make_picture
@@ -91,10 +91,10 @@ def test_a_second_name_tells_how_its_thing_lies_to_the_first() -> None:
 
 
 def test_tokens_of_a_picture_tell_the_size_of_what_they_show() -> None:
-    seen = shown(PICTURE, [0.0], (8, 8))
-    told = sizes(PICTURE, seen).reshape(8, 8)
-    assert (told[1, 1], told[1, 6], told[4, 4]) == (0, 1, IGNORED)
-    assert (sizes(CLIP, shown(CLIP, [0.0], (4, 4))) == IGNORED).all()
+    seen = things_of_tokens(PICTURE, [0.0], (8, 8))
+    found = sizes(PICTURE, seen).reshape(8, 8)
+    assert (found[1, 1], found[1, 6], found[4, 4]) == (0, 1, IGNORED)
+    assert (sizes(CLIP, things_of_tokens(CLIP, [0.0], (4, 4))) == IGNORED).all()
 
 
 def test_things_of_a_picture_are_numbered_in_reading_order() -> None:
@@ -129,7 +129,7 @@ def test_where_a_thing_vanished_is_remembered() -> None:
 
 
 def test_tokens_tell_which_thing_or_number_they_show() -> None:
-    marks = shown(CLIP, [0.0, 0.8], (4, 4)).reshape(2, 4, 4)
+    marks = things_of_tokens(CLIP, [0.0, 0.8], (4, 4)).reshape(2, 4, 4)
     assert marks[0].tolist() == [  # the number does not show yet
         [0, IGNORED, IGNORED, IGNORED],
         [IGNORED] * 4,

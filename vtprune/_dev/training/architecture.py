@@ -62,7 +62,7 @@ class HintProbe:
 
 
 @dataclass(frozen=True)
-class HintLook:
+class AttentionHint:
     """Heads of attention that look from a name at what it names.
 
     Args:
@@ -97,7 +97,7 @@ class Architecture(Protocol):
         dev: how many batches of each layout the accuracy on dev is taken from.
         compiled: the layouts that pay for a compiled decoder layer.
         probes: where hints are asked for.
-        looks: which heads of attention are told where to look.
+        attention_hints: which heads of attention are told where to look.
         hint_weight: how much the loss of hints weighs beside that of answers.
         steps: of the tower alone, of everything, and the one from which hints are asked for.
         decay: the last part of the steps, of falling rate.
@@ -117,7 +117,7 @@ class Architecture(Protocol):
     dev: tuple[tuple[str, int], ...]
     compiled: tuple[str, ...]
     probes: tuple[HintProbe, ...]
-    looks: tuple[HintLook, ...]
+    attention_hints: tuple[AttentionHint, ...]
     hint_weight: float
     steps: tuple[int, int, int]
     decay: float

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vtprune._dev.training.architecture import HintLook, HintProbe
+from vtprune._dev.training.architecture import AttentionHint, HintProbe
 from vtprune._dev.training.batches import Batch
 from vtprune._dev.training.hints import IGNORED, THING
-from vtprune._dev.training.packed import Seen, looks
+from vtprune._dev.training.packed import Seen, attention_to_prefix
 
 
 class Hints(nn.Module):
@@ -19,7 +19,7 @@ class Hints(nn.Module):
 
     Args:
         start: the position of the first visual token.
-        looks: the heads of attention that are told where to look.
+        attention_hints: the heads of attention that are told where to hint.
     """
 
     def __init__(
@@ -27,10 +27,10 @@ class Hints(nn.Module):
         width: int,
         start: int,
         probes: Sequence[HintProbe],
-        looks: Sequence[HintLook],
+        attention_hints: Sequence[AttentionHint],
     ) -> None:
         super().__init__()
-        self.start, self.probes, self.looks = start, probes, looks
+        self.start, self.probes, self.attention_hints = start, probes, attention_hints
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in probes)
         self.heads = nn.ModuleList(
             nn.ModuleList(nn.Linear(width, size) for size in probe.classes) for probe in probes
@@ -40,7 +40,9 @@ class Hints(nn.Module):
 
     def watch(self, number: int, states: Tensor, seen: Seen) -> None:
         """Keep what goes into the layers that are asked."""
-        asked = {probe.layer + 1 for probe in self.probes} | {look.layer for look in self.looks}
+        asked = {probe.layer + 1 for probe in self.probes} | {
+            hint.layer for hint in self.attention_hints
+        }
         if number in asked:
             self.states[number] = states
         self.seen = seen
@@ -48,8 +50,8 @@ class Hints(nn.Module):
     def loss(self, batch: Batch, layers: Sequence[nn.Module]) -> tuple[Tensor, list[float]]:
         """The loss of all hints, and each head's share of right.
 
-        Each probe adds the mean loss of its heads that a batch has labels for. The looks add their
-        mean loss, and to the shares how much of their attention is where it should be. What was
+        Each probe adds the mean loss of its heads that a batch has labels for. The hints to attention
+        add their mean loss, and to the shares how much of their attention is where it should be. What was
         watched is forgotten.
 
         Args:
@@ -77,26 +79,26 @@ class Hints(nn.Module):
             if losses:
                 total = total.to(states.device) + torch.stack(losses).mean()
         named = torch.from_numpy(batch.names[..., THING])
-        for look in self.looks:
-            loss, share = self._look(look, layers[look.layer], marks, named)
-            total = total + loss / len(self.looks)
+        for hint in self.attention_hints:
+            loss, share = self._aim(hint, layers[hint.layer], marks, named)
+            total = total + loss / len(self.attention_hints)
             right.append(round(share, 3))
         self.states, self.seen = {}, None
         return total, right
 
-    def _look(
-        self, look: HintLook, layer: nn.Module, marks: Tensor, names: Tensor
+    def _aim(
+        self, hint: AttentionHint, layer: nn.Module, marks: Tensor, names: Tensor
     ) -> tuple[Tensor, float]:
-        """The loss of one layer's looks, and the share of attention that is where it should be."""
-        states = self.states[look.layer]
+        """The loss of one hint to attention, and the share of attention that is where it should be."""
+        states = self.states[hint.layer]
         assert self.seen is not None
-        names, shown = names.to(states.device), marks[..., look.column].to(states.device)
-        aimed = shown[:, None, None] == names[..., None]  # (B, R, L, N)
+        names, things = names.to(states.device), marks[..., hint.column].to(states.device)
+        aimed = things[:, None, None] == names[..., None]  # (B, R, L, N)
         asked = (names != IGNORED) & aimed.any(-1)
         if not asked.any():
             return states.new_zeros(()), -1.0
-        logs = looks(states, layer, self.seen, look.key_head, asked)
-        logs = logs[..., self.start : self.start + shown.shape[1]]
+        logs = attention_to_prefix(states, layer, self.seen, hint.key_head, asked)
+        logs = logs[..., self.start : self.start + things.shape[1]]
         of = logs.masked_fill(~aimed[asked][:, None], -torch.inf).logsumexp(-1)
         return -of.mean(), float(of.detach().exp().mean())
 
@@ -132,10 +134,10 @@ def weigh_labels(
     losses, right = [], []
     for head, label, gain in zip(logits, labels, gains, strict=True):
         label = label.to(head.device).flatten()
-        shown = label > 0 if gain is not None else torch.ones_like(label, dtype=torch.bool)
+        things = label > 0 if gain is not None else torch.ones_like(label, dtype=torch.bool)
         flat = head.float().flatten(0, -2)
         loss = F.cross_entropy(flat, label, reduction="none")
-        losses.append((loss * (0.3 + (gain or 0.0) * shown)).mean())
-        hits = (flat.argmax(-1) == label) & shown
-        right.append(round(float(hits.sum() / shown.sum().clamp(min=1)), 4))
+        losses.append((loss * (0.3 + (gain or 0.0) * things)).mean())
+        hits = (flat.argmax(-1) == label) & things
+        right.append(round(float(hits.sum() / things.sum().clamp(min=1)), 4))
     return torch.stack(losses).sum(), right

@@ -93,7 +93,7 @@ def name_labels(
     return rows
 
 
-def shown(scene: Scene, times: Sequence[float], grid: Grid) -> NDArray[np.int64]:
+def things_of_tokens(scene: Scene, times: Sequence[float], grid: Grid) -> NDArray[np.int64]:
     """What each token (N,) of the grids at `times` shows, as `names_of` counts it."""
     out = np.full((len(times), *grid), IGNORED)
     for picture, time in zip(out, times, strict=True):
@@ -110,13 +110,13 @@ def shown(scene: Scene, times: Sequence[float], grid: Grid) -> NDArray[np.int64]
     return out.reshape(-1)
 
 
-def sizes(scene: Scene, shown: NDArray[np.int64]) -> NDArray[np.int64]:
+def sizes(scene: Scene, things: NDArray[np.int64]) -> NDArray[np.int64]:
     """Of what each token of a picture shows: 0 of a small thing, 1 of a large one."""
     large = [int(thing.size == "large") for thing in scene.things]
-    out = np.full_like(shown, IGNORED)
-    of_things = (shown != IGNORED) & (shown < len(large))
+    out = np.full_like(things, IGNORED)
+    of_things = (things != IGNORED) & (things < len(large))
     if not scene.is_clip:
-        out[of_things] = np.array(large)[shown[of_things]]
+        out[of_things] = np.array(large)[things[of_things]]
     return out
 
 

@@ -136,7 +136,7 @@ def decoder_layer(
     return x + F.linear(F.silu(F.linear(y, w_gate)) * F.linear(y, w_up), w_down)
 
 
-def looks(
+def attention_to_prefix(
     x: Tensor,
     layer: DecoderLayer | nn.Module,
     seen: Seen,

@@ -168,7 +168,7 @@ class TrainingRun:
         subject.start(model, self.heads, args.seed, args.tower_steps)
         start = len(subject.tokenizer.encode(subject.prefix).ids)
         width = model.config.get_text_config().hidden_size
-        self.hints = Hints(width, start, subject.probes, subject.looks).to(self.device)
+        self.hints = Hints(width, start, subject.probes, subject.attention_hints).to(self.device)
         parts, singles = subject.groups(model)
         self.optims = optimisers(parts)
         others = [(list(self.heads.parameters()), 1e-3), (list(self.hints.parameters()), 3e-3)]

@@ -214,7 +214,7 @@ class TrainedLlavaOnevision:
     )
     compiled: tuple[str, ...] = ("one of several", "picture", "picture 2x2", "clip 8")
     probes = (HintProbe(6, "tokens", 0, TOKEN_CLASSES), HintProbe(9, "names", 0, NAME_CLASSES))
-    looks = ()
+    attention_hints = ()
     hint_weight = 0.15
     steps = 2500, 6900, 3600
     decay = 0.14

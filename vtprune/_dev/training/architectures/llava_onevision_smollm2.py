@@ -90,7 +90,7 @@ class PretrainedDecoder(TrainedLlavaOnevision):
     layouts = LONGER
     compiled: tuple[str, ...] = ()
     probes = (HintProbe(11, "tokens", 0, TOKEN_CLASSES), HintProbe(17, "names", 0, NAME_CLASSES))
-    looks = ()
+    attention_hints = ()
     hint_weight = 0.15
     # The tower has learned already, its heads have not.
     steps = 300, 6000, 0

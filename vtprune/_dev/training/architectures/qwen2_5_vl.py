@@ -14,7 +14,13 @@ from torch.nn import functional as F
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from vtprune._dev.training import checkpoint, hints
-from vtprune._dev.training.architecture import BatchShape, Curriculum, Emphasis, HintLook, HintProbe
+from vtprune._dev.training.architecture import (
+    AttentionHint,
+    BatchShape,
+    Curriculum,
+    Emphasis,
+    HintProbe,
+)
 from vtprune._dev.training.batches import Batch, patch_labels, with_numbers
 from vtprune._dev.training.checkpoint import (
     END,
@@ -164,7 +170,7 @@ class TrainedQwen25VL:
         HintProbe(2, "tokens", len(TOKEN_CLASSES) + 4, (2,)),
         HintProbe(15, "names", THING + 1, RELATION_CLASSES),
     )
-    looks = tuple(HintLook(layer, 0, len(TOKEN_CLASSES) + 3) for layer in (3, 9))
+    attention_hints = tuple(AttentionHint(layer, 0, len(TOKEN_CLASSES) + 3) for layer in (3, 9))
     hint_weight = 0.3
     steps = 1500, 5000, 0
     decay = 0.15
@@ -318,8 +324,8 @@ class TrainedQwen25VL:
         places = np.indices(grid).reshape(2, -1).T
         down, across = (CELLS * (2 * places + 1) // (2 * np.array(grid))).T
         marks = np.column_stack((places, CELLS * down + across))
-        shown = hints.shown(scene, seen, grid)
-        own = np.column_stack((shown, hints.sizes(scene, shown)))
+        things = hints.things_of_tokens(scene, seen, grid)
+        own = np.column_stack((things, hints.sizes(scene, things)))
         return np.concatenate((history, np.tile(marks, (len(seen), 1)), own), axis=1)
 
 
