@@ -50,9 +50,9 @@ class Hints(nn.Module):
     def loss(self, batch: Batch, layers: Sequence[nn.Module]) -> tuple[Tensor, list[float]]:
         """The loss of all hints, and each head's share of right.
 
-        Each probe adds the mean loss of its heads that a batch has labels for. The hints to attention
-        add their mean loss, and to the shares how much of their attention is where it should be. What was
-        watched is forgotten.
+        Each probe adds the mean loss of its heads that a batch has labels for. The hints to
+        attention add their mean loss, and to the shares how much of it is where it should be. What
+        was watched is forgotten.
 
         Args:
             layers: the decoder's.
@@ -89,7 +89,7 @@ class Hints(nn.Module):
     def _aim(
         self, hint: AttentionHint, layer: nn.Module, marks: Tensor, names: Tensor
     ) -> tuple[Tensor, float]:
-        """The loss of one hint to attention, and the share of attention that is where it should be."""
+        """The loss of one hint to attention, and the share of it that is where it should be."""
         states = self.states[hint.layer]
         assert self.seen is not None
         names, things = names.to(states.device), marks[..., hint.column].to(states.device)
