@@ -18,6 +18,7 @@ from vtprune.cli import cli
 from vtprune.evaluation.profiling import profile as module
 from vtprune.evaluation.profiling.prompts import ProfiledMedia
 from vtprune.evaluation.profiling.result import Profile
+from vtprune.models import EMBEDDED
 from vtprune.models.base import Sampling
 
 
@@ -92,8 +93,10 @@ def test_no_measure_times_nothing(fake: FakeProfile) -> None:
 
 
 def test_the_embedded_model_is_the_default(fake: FakeProfile) -> None:
-    invoke("--model", "embedded")
+    invoke()
     assert fake.asked["name"] is None
+    invoke("--model", "embedded")
+    assert fake.asked["name"] == EMBEDDED
 
 
 @pytest.mark.parametrize("arguments", [["{}"], ["--image", "{}"]])

@@ -98,8 +98,9 @@ def test_a_line_that_can_not_be_asked_is_named_and_left_out(fake: Fake, folder: 
     result = invoke(*AT_ONE_KEEP, "--save", "all.json")
     assert result.exit_code == 0, result.output
     assert re.search(r"left out +2 of 32 questions", result.stdout)
-    assert re.search(r"question1:\S*none\.png", "".join(result.stdout.split()))
-    assert "question 2: line 2: not JSON" in result.stdout
+    assert re.search(r"line1:\S*none\.png", "".join(result.stdout.split()))
+    assert "line 2: not JSON" in result.stdout
+    assert "question 2" not in result.stdout  # the line is named once
     saved = json.loads(Path("all.json").read_text())
     assert [fault["question"] for fault in saved["failed"]] == [0, 1]
     assert saved["search"]["questions"] + saved["held_out"]["questions"] == 30

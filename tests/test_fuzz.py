@@ -106,6 +106,13 @@ def test_a_seed_makes_the_same_case() -> None:
     assert cases[0].damage == cases[1].damage
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="no scheduling to ask for")
+def test_samples_leave_the_process_as_it_was_scheduled() -> None:
+    before = os.sched_getscheduler(0)
+    make_samples()
+    assert os.sched_getscheduler(0) == before
+
+
 @pytest.mark.parametrize("suffix", ["png", "jpg", "moving.webp", "avif", "mp4", "tif", "pages.pdf"])
 def test_blocks_of_a_file_are_damaged(suffix: str) -> None:
     data = make_samples()[f"a.{suffix}"]
