@@ -19,7 +19,7 @@ class Hints(nn.Module):
 
     Args:
         start: the position of the first visual token.
-        attention_hints: the heads of attention that are told where to hint.
+        attention_hints: the heads of attention that are told where to look.
     """
 
     def __init__(
@@ -134,10 +134,10 @@ def weigh_labels(
     losses, right = [], []
     for head, label, gain in zip(logits, labels, gains, strict=True):
         label = label.to(head.device).flatten()
-        things = label > 0 if gain is not None else torch.ones_like(label, dtype=torch.bool)
+        shown = label > 0 if gain is not None else torch.ones_like(label, dtype=torch.bool)
         flat = head.float().flatten(0, -2)
         loss = F.cross_entropy(flat, label, reduction="none")
-        losses.append((loss * (0.3 + (gain or 0.0) * things)).mean())
-        hits = (flat.argmax(-1) == label) & things
-        right.append(round(float(hits.sum() / things.sum().clamp(min=1)), 4))
+        losses.append((loss * (0.3 + (gain or 0.0) * shown)).mean())
+        hits = (flat.argmax(-1) == label) & shown
+        right.append(round(float(hits.sum() / shown.sum().clamp(min=1)), 4))
     return torch.stack(losses).sum(), right

@@ -97,7 +97,7 @@ def things_of_tokens(scene: Scene, times: Sequence[float], grid: Grid) -> NDArra
     """What each token (N,) of the grids at `times` shows, as `names_of` counts it."""
     out = np.full((len(times), *grid), IGNORED)
     for picture, time in zip(out, times, strict=True):
-        there = {(t.shape, t.radius): t for t in things_at(scene, float(time))}
+        there = _in_view(scene, float(time))
         for i, thing in enumerate(scene.things):
             seen = there.get((thing.shape, thing.radius))
             if seen is not None:
@@ -120,6 +120,11 @@ def sizes(scene: Scene, things: NDArray[np.int64]) -> NDArray[np.int64]:
     return out
 
 
+def _in_view(scene: Scene, time: float) -> dict[tuple[str, float], Thing]:
+    """The things in view, by what an event leaves as it is."""
+    return {(thing.shape, thing.radius): thing for thing in things_at(scene, time)}
+
+
 def _radii(scene: Scene, radius: float) -> tuple[float, float]:
     """A radius, a fraction of the shorter side, as fractions of width and height."""
     shorter = min(scene.height, scene.width)
@@ -139,7 +144,7 @@ def token_labels(scene: Scene, times: Sequence[float], grid: Grid) -> NDArray[np
 def _mark_events(out: NDArray[np.int64], scene: Scene, time: float) -> None:
     """What has happened so far, at the tokens of each thing, and where it was if it is gone."""
     grid = out.shape[0], out.shape[1]
-    moved = {(t.shape, t.radius): t for t in things_at(scene, time)}
+    moved = _in_view(scene, time)
     done = {e.thing: e for e in scene.events if e.verb != "flashes" and e.middle <= time}
     for i, thing in enumerate(scene.things):
         event, there = done.get(i), moved.get((thing.shape, thing.radius))
@@ -159,10 +164,9 @@ def _ordinals(scene: Scene, grid: Grid) -> NDArray[np.int64]:
     """Each thing's number, in reading order of the cells, among things like it."""
     out = np.full((*grid, len(TOKEN_CLASSES)), IGNORED)
     before: list[Thing] = []
-    shorter = min(scene.height, scene.width)
     for thing in sorted(scene.things, key=lambda t: (t.row, t.column)):
         before.append(thing)
-        wide, tall = thing.radius * shorter / scene.width, thing.radius * shorter / scene.height
+        wide, tall = _radii(scene, thing.radius)
         if grid[0] == grid[1]:  # the base picture of a tiled one is square, whatever the picture is
             wide = tall = min(wide, tall)
         where = _covered(thing.x, thing.y, wide, tall, grid)
