@@ -11,7 +11,7 @@ import pytest
 import tiny
 import torch
 import transformers
-from conftest import save_noise
+from conftest import save_clip, save_noise
 from host_waits import (
     BY_TOKEN,
     FAMILY,
@@ -431,6 +431,40 @@ def test_what_a_picture_repeats_goes_before_the_tower_of_a_device(  # type: igno
         (far,) = ask()
     assert (far.answer, far.tokens) == (here.answer, here.tokens)
     assert far.tokens.kept_after < far.tokens.visual
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "share", "waits"),
+    [
+        (FAMILY, "random", "equal", 0),
+        (FAMILY, "spread", "equal", 1),
+        (FAMILY, "spread", "information", 3),
+        (FAMILY, "visionzip", "equal", 1),
+        ("qwen2_5_vl", "visionzip", "equal", 1),
+        ("molmo2", "spread", "equal", 1),
+    ],
+)
+def test_the_host_waits_in_a_streamed_video_as_often_as_its_cuts_read(  # type: ignore[no-untyped-def]
+    name: str, method: str, share: str, waits: int, checkpoints, tmp_path: Path
+) -> None:
+    """And twice a video: whether the tower mixes frames, and for the time that all took."""
+    if name not in tiny.MODELS:
+        pytest.skip("not in this transformers")
+    clip, loaded = save_clip(tmp_path / "clip", 7), vtprune.load(str(checkpoints(name)))
+    ask = functools.partial(
+        vtprune.ask, loaded, clip, "what?", method=method, at="input", keep=0.3,
+        stream={"frames": 4, "keep": 0.5, "share": share}, sampling=vtprune.Sampling(frames=7),
+        generation=vtprune.Generation(max_new_tokens=2),
+    )  # fmt: skip
+    here = ask()
+    with devices() as noted:
+        move(loaded.model, "cuda:0")
+        far = ask()
+    assert (far.answer, far.tokens) == (here.answer, here.tokens)
+    assert far.tokens.stages[0].at == "segments"
+    assert far.seconds.vision > 0
+    inside = [wait for wait in noted.waits if wait.place and wait.inside("encode_segments")]
+    assert len(inside) == 2 + 2 * waits
 
 
 # -- torch.cuda ------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from vtprune.device import mark, now, send
+from vtprune.device import Duration, mark, send
 from vtprune.engine.encoded_rows import PER_LAYER
 from vtprune.engine.features_on_disk import features_key, load_features, store_features
 from vtprune.engine.plan import PlannedBatch, PruningPlan
@@ -107,7 +107,7 @@ class SegmentEncoder:
         cache: of features on disk; None for none.
 
     Attributes:
-        seconds: that encoding took.
+        vision: how long encoding took.
         trace: with the warnings of the cuts.
     """
 
@@ -117,7 +117,7 @@ class SegmentEncoder:
     calibration: Calibration | None
     text: torch.Tensor
     cache: EncoderCache | None = None
-    seconds: float = 0.0
+    vision: Duration = field(default_factory=Duration)
     trace: Trace = field(default_factory=Trace)
 
     def __post_init__(self) -> None:
@@ -133,7 +133,7 @@ class SegmentEncoder:
             tensors: what the family gives the vision tower for it, on the model's device.
             layout: of its tokens.
         """
-        started = now(self.structure.device)
+        started = mark(self.structure.device)
         modality, encode, given = self._encoder_call(tensors)
         hooks = EncoderHooks.outside_block(self.plan)
         key = None
@@ -141,7 +141,7 @@ class SegmentEncoder:
             key = features_key(self.cache, modality, given, None)
             known = key and load_features(self.cache, key, self.structure.device)
             if known and not self.plan.reads_tower:
-                self.seconds += now(self.structure.device) - started
+                self.vision += Duration.since(started, self.structure.device)
                 return take_apart(known[0])
         with torch.no_grad(), hooks.tapped_tower(modality, given, None):
             encoded = encode(**given, return_dict=True)
@@ -151,7 +151,7 @@ class SegmentEncoder:
         if self.plan.reads_tower:
             scores = read_scores(self.structure, {modality: given}, [layout])[0]
             features = replace(features, tower=scores)
-        self.seconds += now(self.structure.device) - started
+        self.vision += Duration.since(started, self.structure.device)
         return features
 
     def _encoder_call(
@@ -221,8 +221,9 @@ def check_apart(apart: Features, among: Features, model_type: str) -> None:
     Raises:
         ModelError: they differ.
     """
-    largest = float(among.rows.abs().max())
-    if float((apart.rows - among.rows).abs().max()) > ALIKE * max(largest, 1e-6):
+    sizes = (among.rows, apart.rows - among.rows)
+    largest, difference = torch.stack([rows.abs().max() for rows in sizes]).tolist()
+    if difference > ALIKE * max(largest, 1e-6):
         raise ModelError(
             f"{model_type}: its vision tower mixes the frames that it is given together, so a "
             "video encoded in segments would be another one",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vtprune.device import clock, free_memory
+from vtprune.device import Duration, clock, free_memory, mark
 from vtprune.engine.fitting import ANSWER_TOKENS, HEADROOM, PromptSize, fit_tokens
 from vtprune.engine.video_segments import (
     Features,
@@ -390,7 +390,7 @@ def encode_segments(
     )
     kept: list[Features] = []
     index: list[torch.Tensor] = []
-    seconds = {"media": 0.0, "preprocess": 0.0, "vision": 0.0, "select": 0.0}
+    seconds, selecting = {"media": 0.0, "preprocess": 0.0}, Duration()
     frames_of_token, done, tail = layout.grid.frame[video], 0, 0
     notes: tuple[str, ...] = ()
     tail_scores: torch.Tensor | None = None
@@ -417,10 +417,10 @@ def encode_segments(
                 of_segment[:-tail],
                 part_layout.take(torch.arange(len(of_segment) - tail)),
             )
-        started = clock()
+        began = mark(structure.device)
         weight = encoder.information(features) if shares.by_information else 1.0
         cut, chosen = encoder.cut(features, part_layout, shares.take(len(features), weight))
-        seconds["select"] += clock() - started
+        selecting += Duration.since(began, structure.device)
         kept.append(cut)
         index.append(of_segment[chosen])
         done += len(part.index)
@@ -429,7 +429,7 @@ def encode_segments(
             plan.on_progress(f"encoding {plan.source.path.name}", done, total)
         del part, tensors, features, segment
         started = clock()
-    seconds["vision"] = encoder.seconds
+    seconds |= {"vision": encoder.vision.seconds, "select": selecting.seconds}
     others = torch.ones(len(layout), dtype=torch.bool)
     others[video[: len(video) - tail]] = False
     chosen = torch.cat([*index, others.nonzero().squeeze(1)]).sort().values
