@@ -143,6 +143,28 @@ def test_what_was_attended_to_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [column for column in left if column in columns.tolist()] == expected
 
 
+def test_what_was_attended_to_in_a_window_stays() -> None:
+    model = tiny.model("gemma3", "eager")
+    inputs = tiny.inputs("gemma3", model, "several")
+    config = model.get_decoder().config
+    layer = max(n for n, kind in enumerate(config.layer_types) if kind == "sliding_attention")
+    (visual,) = (inputs["input_ids"][0] == model.config.image_token_id).nonzero(as_tuple=True)
+    held = visual[2:]
+    total = inputs["input_ids"].shape[1] + 3
+    config.sliding_window = total - int(held[0]) + 1  # which holds one key fewer
+    with vtprune.pruning(model, PRESETS["alone"]) as trace:
+        tokens, _ = oracle.generate(model, inputs, 5)
+    ids = torch.cat([inputs["input_ids"], tokens[:, :3]], dim=1)
+    types = torch.cat([inputs["token_type_ids"], torch.zeros_like(tokens[:, :3])], dim=1)
+    longer = {**inputs, "input_ids": ids, "attention_mask": ids >= 0, "token_type_ids": types}
+    with torch.no_grad():
+        attention = model(**longer, output_attentions=True).attentions[layer]
+    received = attention[0, :, -3:].mean(0).sum(0)[held]
+    expected = held[received.topk(len(held) // 2).indices].sort().values.tolist()
+    left = trace.decoding[0].left(0, layer)
+    assert [column for column in left if column in held.tolist()] == expected
+
+
 def test_a_share_may_be_chosen_evenly_for_later_questions() -> None:
     scores = torch.tensor([[0.9, 0.8, 0.7, 0.6, 0.1, 0.2, 0.3, 0.4]])
     candidates = torch.ones(1, 8, dtype=torch.bool)

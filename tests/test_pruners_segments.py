@@ -191,6 +191,18 @@ def test_flashvid_links_what_is_as_similar_as_asked(monkeypatch: pytest.MonkeyPa
     torch.testing.assert_close(merged[0], torch.tensor([4.0, 1.4 / 3]))
 
 
+def test_flashvid_links_what_is_exactly_as_similar_as_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The first token of the second frame is at a cosine of 1/2 to the first of the first, the next
+    # ones are the same, the last ones are attended to. Without the link 0 and 1 would be one.
+    states = [[1.0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 3, 0], [1, 1, 1, 1], [0, 0, 0, 1], [0, 0, 3, 0]]
+    monkeypatch.setattr(fastvid, "SEGMENTS", 1)
+    monkeypatch.setattr(flashvid, "CHOSEN", 0.5)
+    kept = choose("flashvid", clip(2, 1, 3), states, [0.0, 0.0, 1.0] * 2, 4, similar=0.5)
+    assert kept.index.tolist() == [0, 1, 2, 5]
+
+
 def test_flashvid_links_nothing_over_a_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     # With eight segments at least, each of the three frames is one: no tree has two tokens.
     monkeypatch.setattr(flashvid, "CHOSEN", 0.5)

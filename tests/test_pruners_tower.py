@@ -57,6 +57,15 @@ def test_the_important_part_is_rounded_down(count: int, important: float, kept: 
     assert best <= set(chosen("vispruner", attention, states, count, important=important))
 
 
+def test_the_important_part_of_a_decimal_share_is_exact() -> None:
+    # 0.29 x 100 is a little below 29 in binary; were it 28, the next would go as a copy.
+    states = torch.eye(101)
+    states[28] = states[29]
+    attention = torch.arange(101.0, 0, -1).tolist()
+    kept = chosen("vispruner", attention, states.tolist(), 100, important=0.29)
+    assert kept == [n for n in range(101) if n != 99]  # the last one of the first half
+
+
 def test_what_a_round_leaves_of_the_first_half_is_ranked_by_likeness(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
