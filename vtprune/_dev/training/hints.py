@@ -26,8 +26,11 @@ MOST = 8  # ordinals 0 to 7
 # among all.
 NAME_CLASSES = (9, 2, len(VERBS), 4, len(DETAILS))
 DIGIT_CLASSES = (10, 10)
-THING = len(NAME_CLASSES) + len(DIGIT_CLASSES)  # the label of a name that says what it names
 RELATION_CLASSES = (3, 3, 3)
+# Where digits, the label that says what is named, and relations begin among a name's labels.
+DIGITS = len(NAME_CLASSES)
+THING = DIGITS + len(DIGIT_CLASSES)
+RELATION = THING + 1
 TOKEN_CLASSES = (len(VERBS), 4, MOST, MOST, MOST)
 Grid = tuple[int, int]  # rows and columns of visual tokens
 
@@ -77,7 +80,7 @@ def name_labels(
     size or larger.
     """
     unknown = (IGNORED,) * len(RELATION_CLASSES)
-    rows = [(IGNORED,) * (THING + 1) + unknown] * len(words)
+    rows = [(IGNORED,) * RELATION + unknown] * len(words)
     before: dict[int, tuple[int, ...]] = {}
     for i in range(1, len(words)):
         labels = names.get((words[i - 1], words[i]))

@@ -33,9 +33,10 @@ from vtprune._dev.training.checkpoint import (
 from vtprune._dev.training.heads import Dense, weigh_labels
 from vtprune._dev.training.hints import (
     DIGIT_CLASSES,
+    DIGITS,
     NAME_CLASSES,
+    RELATION,
     RELATION_CLASSES,
-    THING,
     TOKEN_CLASSES,
 )
 from vtprune._dev.training.labels import labels
@@ -59,6 +60,11 @@ IMAGE_PIXELS, VIDEO_PIXELS = (168**2, 336**2), (56**2, TILE**2)
 MOST_ROWS = 12
 STILL = 1e-6  # radians a position
 CELLS = 3  # along a side: the world's words for places
+PLACE_CLASSES = (MOST_ROWS, MOST_ROWS, CELLS**2)  # row, column and cell of a token
+# Where what `token_labels` says of a token begins among its columns, after TOKEN_CLASSES.
+PLACE = len(TOKEN_CLASSES)
+SHOWN = PLACE + len(PLACE_CLASSES)  # the number of what it shows
+SIZE = SHOWN + 1  # of what it shows
 SPECIALS = (
     *checkpoint.SPECIALS, "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"
 )  # fmt: skip
@@ -162,15 +168,15 @@ class TrainedQwen25VL:
     )
     compiled = ("picture", "picture 2x2", "clip 8")
     probes = (
-        HintProbe(1, "tokens", len(TOKEN_CLASSES), (MOST_ROWS, MOST_ROWS, CELLS**2)),
+        HintProbe(1, "tokens", PLACE, PLACE_CLASSES),
         HintProbe(7, "tokens", 0, TOKEN_CLASSES),
         HintProbe(12, "names", 0, (*NAME_CLASSES, *DIGIT_CLASSES)),
         HintProbe(3, "names", 0, NAME_CLASSES[:1]),
-        HintProbe(3, "names", len(NAME_CLASSES), DIGIT_CLASSES),
-        HintProbe(2, "tokens", len(TOKEN_CLASSES) + 4, (2,)),
-        HintProbe(15, "names", THING + 1, RELATION_CLASSES),
+        HintProbe(3, "names", DIGITS, DIGIT_CLASSES),
+        HintProbe(2, "tokens", SIZE, (2,)),
+        HintProbe(15, "names", RELATION, RELATION_CLASSES),
     )
-    attention_hints = tuple(AttentionHint(layer, 0, len(TOKEN_CLASSES) + 3) for layer in (3, 9))
+    attention_hints = tuple(AttentionHint(layer, 0, SHOWN) for layer in (3, 9))
     hint_weight = 0.3
     steps = 1500, 5000, 0
     decay = 0.15
