@@ -16,7 +16,6 @@ from conftest import assert_refused, save_noise, small_disk
 
 from vtprune import demo
 from vtprune.cli import cli
-from vtprune.cli.console.tables import labelled, list_failed
 from vtprune.errors import VtpruneError
 from vtprune.evaluation import runner
 from vtprune.evaluation.records import AnswersFile, Record, read_records
@@ -208,14 +207,6 @@ def test_what_is_no_list_is_refused_with_what_takes_it(tmp_path: Path) -> None:
     assert '{"file": "clip.mp4"' in run(words).stderr
 
 
-def test_a_file_that_is_called_row_keeps_its_question_number() -> None:
-    failed = {0: VtpruneError("row 1.png: damaged"), 1: VtpruneError("row 1: no question")}
-    lines = labelled()
-    list_failed(failed, 1, lines)
-    shown = [str(cell) for cell in lines.columns[1].cells]
-    assert shown[1:] == ["question 1: row 1.png: damaged", "row 1: no question"]
-
-
 def test_a_line_that_can_not_be_asked_is_named_and_the_others_are_asked(
     questions: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -229,10 +220,16 @@ def test_a_line_that_can_not_be_asked_is_named_and_the_others_are_asked(
     shown = run(broken, *args, "--save", questions / "failed.json")
     assert shown.exit_code == 0, shown.output
     assert re.search(r"left out +3 of 8 questions", shown.stdout)
-    assert f"question1:{questions / 'empty.mp4'}:" in "".join(shown.stdout.split())
+    assert f"line1:{questions / 'empty.mp4'}:" in "".join(shown.stdout.split())
     assert re.search(r"^ +line 2: not JSON", shown.stdout, re.MULTILINE)
+    assert "line3:file:'none.png':nosuchfile" in "".join(shown.stdout.split())
     saved = json.loads((questions / "failed.json").read_text())
     assert [fault["question"] for fault in saved["failed"]] == [0, 1, 2]
+    assert [fault["error"].split(":")[0] for fault in saved["failed"]] == [
+        "line 1", "line 2", "line 3",
+    ]  # fmt: skip
+    asked = {one["question"] for row in saved["rows"] for one in row["passes"]}
+    assert asked == {3, 4, 5, 6, 7}, "numbers are those of the list here too"
     assert {row["questions"] for row in saved["rows"]} == {5}
     broken.write_text(wrong[0])
     monkeypatch.setattr("vtprune.models.loading.load", lambda *_, **__: pytest.fail("loaded"))

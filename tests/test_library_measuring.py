@@ -39,6 +39,7 @@ def test_questions_about_any_media_are_evaluated(loaded: vtprune.Loaded, picture
     for row in values["rows"]:  # type: ignore[attr-defined]
         assert len(row["passes"]) == row["questions"] * row["seeds"] > 0
         assert all(one["prefill"] > 0 for one in row["passes"])
+    assert [one["question"] for one in values["rows"][0]["passes"]] == [0, 1, 3, 5]  # type: ignore[index]
     assert next(row.name for row in result.rows) == "unpruned"
     few = [questions[0], 7, ("none.png", "what?"), 8]  # of which the first and the third are asked
     result = vtprune.evaluate(loaded, few, ["random"], [0.5], seeds=1, limit=2, generation=SHORT)  # type: ignore[arg-type]

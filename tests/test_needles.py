@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,7 @@ from vtprune.evaluation.needles import result
 from vtprune.evaluation.needles.kinds import KINDS
 from vtprune.evaluation.needles.measure import NeedleTokens, measure_needles
 from vtprune.evaluation.needles.planting import Needle, NeedlePlan, plant_needles
-from vtprune.evaluation.needles.result import NeedleFigures
+from vtprune.evaluation.needles.result import NeedleFigures, NeedleTest
 from vtprune.evaluation.runner import AskSettings
 from vtprune.evaluation.variants import list_variants, repeat_variants
 from vtprune.inference.generate import Generation
@@ -130,6 +132,18 @@ def test_a_file_that_does_not_open_is_left_out_and_named(
         plant_needles(loaded, [broken], plan, Sampling(), Limits())
 
 
+def test_a_file_that_can_not_be_decoded_is_left_out_and_named(
+    loaded: vtprune.Loaded, files: list[Path], tmp_path: Path
+) -> None:
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(files[0].read_bytes()[:4000])
+    plan = NeedlePlan(kinds=("digit", "object"), sizes=(0.3,), count=3)
+    needles, notes = plant_needles(loaded, [cut, *files], plan, Sampling(), Limits())
+    assert len(needles) == 6
+    assert not any("cut.png" in needle.base for needle in needles)
+    assert [note for note in notes if "cut.png: the picture is damaged" in note]
+
+
 def test_a_run_goes_on_in_another_folder(planted: list[Needle], files: list[Path]) -> None:
     """The questions' names, by which an answers file knows its own, have no folders."""
     names = [needle.asked.file.name for needle in planted]
@@ -222,7 +236,7 @@ def result_of(tokens: int, share: float) -> object:
 
 def figures_of(size: float, found: float) -> NeedleFigures:
     even = Estimate(0.5, 0.4, 0.6)
-    return NeedleFigures(None, size, 10, 3.0, even, 0.5, found, None, even)
+    return NeedleFigures(None, size, 10, 0, 3.0, even, 0.5, found, None, even)
 
 
 @pytest.mark.parametrize(
@@ -362,10 +376,37 @@ def test_a_row_that_could_not_run_says_why(planted: list[Needle], loaded: vtprun
     test = measure_needles(loaded, needles, repeat_variants(listed, 1),
                            AskSettings(generation=Generation(max_new_tokens=2)))  # fmt: skip
     assert any(row.errors for row in test.rows)  # downsampling can't reach it
+    assert "not run" in shown_of(test)
+
+
+def shown_of(test: NeedleTest) -> str:
     console = stdout_console()
     with console.capture() as capture:
         show_needles(test, console)
-    assert "not run" in capture.get()
+    return capture.get()
+
+
+def test_a_figure_of_fewer_needles_has_a_star(
+    planted: list[Needle], loaded: vtprune.Loaded
+) -> None:
+    """`evs` takes clips alone, and of the picture no right answer is known."""
+    clip = next(each for each in planted if each.kind == "digit" and each.frames)
+    picture = next(each for each in planted if each.size == clip.size and not each.frames)
+    unknown = replace(picture, asked=replace(picture.asked, answer=None))
+    variants = repeat_variants(list_variants(["evs"], [0.5]), 1)
+    settings = AskSettings(generation=Generation(max_new_tokens=2))
+    test = measure_needles(loaded, [clip, unknown], variants, settings)
+    unpruned, evs = (row.figures[None, clip.size] for row in test.rows[:2])
+    assert (unpruned.needles, unpruned.labelled) == (2, 1)
+    assert (evs.needles, evs.labelled) == (1, 1)
+    by_size, by_kind = shown_of(test).split("by kind")
+    tokens, right, same = re.split("right answers|answers that", by_size)
+    assert "n=2" in tokens
+    assert "n=1" in right
+    starred = [re.search(r"^evs at input .*\)\*$", part.replace(" \n", "\n"), re.MULTILINE)
+               for part in (tokens, right, same)]  # fmt: skip
+    assert [match is not None for match in starred] == [True, False, True]
+    assert re.search(r"not run +evs at input 0\.5 \(1 of 2 needles\):", by_kind)
 
 
 def test_an_asked_needle_is_a_question_with_choices(planted: list[Needle]) -> None:

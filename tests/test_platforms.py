@@ -146,6 +146,27 @@ def test_a_list_names_files_in_a_locale_without_their_characters(tmp_path: Path)
     assert ended.stdout.decode() == f"{[0.25] * 3} {[''] * 3}\n"
 
 
+def test_a_config_file_and_a_table_name_a_model_in_a_locale_without_its_characters(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "é円"
+    folder.mkdir()
+    (tmp_path / "vtprune").mkdir()
+    (tmp_path / "vtprune" / "config.yaml").write_text(f"model: {folder}\n", "utf-8")
+    rows = [{"row": "e", "preset": {"stages": [{"at": 2, "method": "vtw"}]}}]
+    texts = dict.fromkeys(("title", "paper", "source", "benchmark"), "a")
+    table = {**texts, "model": str(folder), "rows": rows}
+    (tmp_path / "t.yaml").write_text(json.dumps(table, ensure_ascii=False), "utf-8")
+    environment = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0",
+                   "XDG_CONFIG_HOME": str(tmp_path)}  # fmt: skip
+    save_noise(tmp_path / "a.png", 8, 8)
+    for arguments in (["ask", "a.png", "what?"], ["reproduce", "t.yaml"]):
+        ended = run([sys.executable, "-m", "vtprune", *arguments], environment, tmp_path)
+        said = ended.stderr.decode()
+        assert ended.returncode == 1, said
+        assert "no config.json in this directory" in said, arguments  # so it was found
+
+
 def test_a_model_whose_folder_is_no_text_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / os.fsdecode(b"\xff")
     folder.symlink_to(embedded_weights())

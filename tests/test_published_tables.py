@@ -11,8 +11,10 @@ import yaml
 from click.testing import CliRunner, Result
 from conftest import assert_refused
 
+import vtprune
 from vtprune import demo
 from vtprune.cli import cli
+from vtprune.errors import VtpruneError
 from vtprune.evaluation.reproduction.reproduce import count_budgets, put_beside
 from vtprune.evaluation.reproduction.tables import load_table, table_names
 from vtprune.models.names import hub_id_of
@@ -151,3 +153,17 @@ def test_what_is_no_table_is_refused(folder: Path) -> None:
         assert words in run(bad).stderr
     bad.write_text(yaml.safe_dump({**data, "rows": [{**data["rows"][0], "preset": {"keep": 2}}]}))
     assert_refused(run(bad), r"Error: bad.yaml, row all: .*keep")
+
+
+def test_a_wrong_list_is_refused_before_budgets_are_counted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(
+        "vtprune.evaluation.reproduction.reproduce.profile",
+        lambda *_, **__: pytest.fail("budgets were counted"),
+    )
+    (tmp_path / "wrong.jsonl").write_text('{"file": "none.png", "question": "what?"}\n')
+    for listed in (tmp_path / "none.jsonl", tmp_path / "wrong.jsonl"):
+        assert_refused(run("entropyprune-llava-1.5", listed), r"Error: .*none\.")
+        with pytest.raises(VtpruneError, match=r"none\."):
+            vtprune.reproduce("entropyprune-llava-1.5", listed)

@@ -20,6 +20,7 @@ from vtprune.evaluation.bootstrap import (
     highest_floor,
     measure_quality,
 )
+from vtprune.evaluation.damaged import DamagedFiles
 from vtprune.evaluation.records import AnswersFile, Record
 from vtprune.evaluation.runner import AskSettings
 from vtprune.evaluation.tune import TuningPlan, plan_tuning, split
@@ -226,6 +227,7 @@ class Answerer:
         cells: Sequence[Variant],
         book: AnswersFile,
         settings: AskSettings,
+        damaged: DamagedFiles,
         on_progress: Any = None,
     ) -> None:
         for number, one in enumerate(asked):

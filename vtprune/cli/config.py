@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from vtprune.cli.options import CONFIG_KEYS, Flags, declaration
 from vtprune.errors import VtpruneError
 from vtprune.preset.yaml_file import read_yaml
+from vtprune.small_files import system_name
 
 if TYPE_CHECKING:
     from vtprune.preset.validation import Schema
@@ -42,7 +43,10 @@ def load_config(path: Path | None = None) -> Flags:
 
     if faults := find_faults(_schema(), data):
         raise VtpruneError(report(path, faults, lines), f"keys: {', '.join(CONFIG_KEYS)}")
-    return Flags(**cast("dict[str, Any]", data))
+    values = cast("dict[str, Any]", data)
+    if "model" in values:  # which may be a directory
+        values["model"] = system_name(values["model"])
+    return Flags(**values)
 
 
 def _schema() -> type[Schema]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -16,9 +17,10 @@ from vtprune.cli.results import TABLES, check_saves, json_file, list_and_save, s
 from vtprune.errors import VtpruneError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from vtprune.evaluation.evaluate import Evaluation
+    from vtprune.evaluation.runner import AskSettings
     from vtprune.evaluation.variants import Variant
     from vtprune.inference.questions_file import Asked
     from vtprune.models.loading import Progress
@@ -81,14 +83,19 @@ def reproduce(table: str | None, questions: str | None, flags: Flags) -> None:
         flags = replace(flags, model=published.model)
 
     from vtprune.cli import output
+    from vtprune.preset import Preset
 
-    with output.libraries_silenced():
+    with output.libraries_silenced(), _opened(questions, flags) as (asked, failed):
+        check_saves(flags.saves, FORMATS, asked_paths(asked), others)
         with output.importing(flags.quiet):
             from vtprune.evaluation.reproduction.reproduce import run_table
             from vtprune.models.loading import find_base
         model, _ = find_base(loading_from(flags, user)["name"], flags.adapter)
         with output.progress_line(flags.quiet) as show:
-            ask = None if questions is None else partial(_evaluate, questions, flags, user, show)
+            ask = None
+            if questions is not None:
+                settings = settings_from(flags, user, Preset(), is_demo(questions))
+                ask = partial(_evaluate, asked, failed, settings, flags, user, show)
             result = run_table(
                 published, model, flags.seed, flags.seeds, flags.calibration, show, ask
             )
@@ -99,17 +106,28 @@ def reproduce(table: str | None, questions: str | None, flags: Flags) -> None:
         save_and_show(result, flags, makers, show_reproduction, show_notes)
 
 
+def _opened(
+    questions: str | None, flags: Flags
+) -> AbstractContextManager[tuple[list[Asked], dict[int, VtpruneError]]]:
+    """Return the questions of a list and the errors of those that can't be asked; or none."""
+    if questions is None:
+        return nullcontext(([], {}))
+    return asked_questions([questions], flags, "test", media=False)
+
+
 def _evaluate(
-    questions: str, flags: Flags, user: Flags, show: Progress, variants: Sequence[Variant]
+    asked: list[Asked],
+    failed: Mapping[int, VtpruneError],
+    settings: AskSettings,
+    flags: Flags,
+    user: Flags,
+    show: Progress,
+    variants: Sequence[Variant],
 ) -> tuple[list[Asked], Evaluation]:
-    """Ask a list of questions under every row."""
+    """Ask questions under every row."""
     from vtprune.evaluation.evaluate import evaluate
     from vtprune.models.loading import load
-    from vtprune.preset import Preset
 
-    with asked_questions([questions], flags, "test", media=False) as (asked, failed):
-        check_saves(flags.saves, FORMATS, asked_paths(asked), {"--answers": flags.answers})
-        settings = settings_from(flags, user, Preset(), is_demo(questions))
-        loaded = load(**loading_from(flags, user), on_progress=show)
-        result = evaluate(loaded, asked, variants, settings, flags.answers, show)
-        return asked, replace(result, failed=failed)
+    loaded = load(**loading_from(flags, user), on_progress=show)
+    result = evaluate(loaded, asked, variants, settings, flags.answers, show)
+    return asked, replace(result, failed=failed)

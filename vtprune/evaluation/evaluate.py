@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vtprune import __version__
-from vtprune.errors import DamagedError, VtpruneError
+from vtprune.errors import VtpruneError
+from vtprune.evaluation.damaged import DamagedFiles
 from vtprune.evaluation.follow_up import follow_up_records
 from vtprune.evaluation.records import AnswersFile, Record
 from vtprune.evaluation.rows import EvaluationRow, make_rows
@@ -22,12 +23,10 @@ from vtprune.inference.provenance import file_digests
 from vtprune.inference.questions_file import Asked, faults_of, mixed_labels
 from vtprune.inference.report import HostInfo, ModelInfo, Versions, describe_host
 from vtprune.inference.wording import counted
-from vtprune.media import AskedMedia
 
 if TYPE_CHECKING:
     from vtprune.models.loading import Loaded, Progress
 
-MOST_DAMAGED = 5  # files named one by one
 FEW_FILES = 20  # below, drawing files says little about other files
 
 
@@ -116,22 +115,19 @@ def evaluate(
         VtpruneError: of any kind, with the way out; also where no file can be decoded.
     """
     settings = settings or AskSettings()
-    damaged: dict[AskedMedia, DamagedError] = {}
+    damaged = DamagedFiles()
     with AnswersFile(path, settings_head(loaded, asked, settings), len(asked), asked) as answers:
-        answer_all(loaded, asked, variants, answers, settings, on_progress, damaged)
-    files = len({question.file for question in asked}) - len(damaged)
-    if damaged and not files:
-        raise next(iter(damaged.values()))
-    records = {
-        key: record for key, record in answers.records.items() if asked[key[0]].file not in damaged
-    }
+        answer_all(loaded, asked, variants, answers, settings, damaged, on_progress)
+    left_out = damaged.warnings(asked)
+    asked, records = damaged.keep_whole(asked, answers.records)
+    files = len({question.file for question in asked})
     rows = make_rows(asked, variants, records)
-    warnings = [*loaded.warnings, *notes, *_name_damaged(asked, damaged), *mixed_labels(asked),
+    warnings = [*loaded.warnings, *notes, *left_out, *mixed_labels(asked),
                 *_doubts(rows, files)]  # fmt: skip
     return Evaluation(
         model=describe_model(loaded),
         rows=tuple(rows),
-        questions=sum(question.file not in damaged for question in asked),
+        questions=len(asked),
         files=files,
         labelled=all(question.answer is not None for question in asked),
         warnings=tuple(dict.fromkeys(warnings)),
@@ -146,8 +142,8 @@ def answer_all(
     variants: Sequence[Variant],
     answers: AnswersFile,
     settings: AskSettings,
+    damaged: DamagedFiles,
     on_progress: Progress | None = None,
-    damaged: dict[AskedMedia, DamagedError] | None = None,
 ) -> None:
     """Ask every question under every variant, but for what the answers file has already.
 
@@ -156,11 +152,11 @@ def answer_all(
     greedy decoding leaves it.
 
     Args:
-        damaged: takes the files that open but can't be decoded, whose questions are left out; None:
-            the first such file ends it.
+        damaged: takes the files that open but can't be decoded, whose questions are left out.
 
     Raises:
-        VtpruneError: a file that can't be read, or a question the unpruned model can't answer.
+        VtpruneError: a file that can't be read for another reason, or a question the unpruned model
+            can't answer.
     """
     follow_ups = any(variant.follow_up for variant in variants)
     done = 0
@@ -182,14 +178,10 @@ def answer_all(
         wanted = [number for number in numbers if missing[number]]
         if wanted:
             opened = numbers if follow_ups else wanted
-            try:
+            runner = None
+            with damaged.leaving_out(asked[numbers[0]].file):
                 runner = FileRunner(loaded, [asked[number] for number in opened], settings)
-            except DamagedError as error:
-                if damaged is None:
-                    raise
-                damaged[asked[numbers[0]].file] = error
-                wanted = []
-            for count, number in enumerate(wanted):
+            for count, number in enumerate(wanted if runner else []):
                 show(count)
                 answers.add(_ask(runner, opened.index(number), number, missing[number], variants))
         done += len(numbers)
@@ -230,20 +222,6 @@ def rough_intervals(files: int) -> list[str]:
     if files >= FEW_FILES:
         return []
     return [f"{counted(files, 'file')}: intervals from fewer than {FEW_FILES} files are rough"]
-
-
-def _name_damaged(asked: Sequence[Asked], damaged: Mapping[AskedMedia, DamagedError]) -> list[str]:
-    """Return a warning for each file that can't be decoded, whose questions are in no row."""
-    lost = {path: sum(question.file == path for question in asked) for path in damaged}
-    notes = [
-        f"{error.message}: {counted(lost[path], 'question')} left out"
-        for path, error in list(damaged.items())[:MOST_DAMAGED]
-    ]
-    more = list(lost.values())[MOST_DAMAGED:]
-    if more:
-        notes.append(f"{counted(len(more), 'more file')} can't be decoded: "
-                     f"{counted(sum(more), 'question')} left out")  # fmt: skip
-    return notes
 
 
 def file_names(asked: Sequence[Asked]) -> list[str]:

@@ -363,9 +363,10 @@ def reproduce(
     if questions is None:
         return run_table(published, model, seed, seeds, calibration, on_progress)
 
+    settings = _settings(metric, sampling or Sampling(), generation, limits)
+    asked, failed = _questions(questions, columns, limit, settings.limits, metric)
+
     def ask(variants: Sequence[Variant]) -> tuple[Sequence[Asked], Evaluation]:
-        settings = _settings(metric, sampling or Sampling(), generation, limits)
-        asked, failed = _questions(questions, columns, limit, settings.limits, metric)
         loaded = find_loaded(model)
         result = evaluation.evaluate(loaded, asked, variants, settings, answers, on_progress)
         return asked, replace(result, failed=failed)

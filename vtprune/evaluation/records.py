@@ -50,7 +50,7 @@ class Record:
     """One question under one variant.
 
     Args:
-        question: its number in the questions file, from 0.
+        question: its number among those that are asked, from 0.
         cell: the key of the variant.
         answer: its text.
         score: how right the answer is, in [0, 1]; None where the right one is not known.

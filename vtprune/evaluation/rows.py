@@ -11,7 +11,7 @@ from typing import Any
 from vtprune.evaluation.bootstrap import Difference, Estimate, difference, estimate
 from vtprune.evaluation.records import Record
 from vtprune.evaluation.variants import FOLLOW_UP, UNPRUNED, Variant, group_by_row
-from vtprune.inference.questions_file import Asked
+from vtprune.inference.questions_file import Asked, list_number
 
 LARGEST_LOSS = 700.0  # math.exp goes no further
 Records = Mapping[tuple[int, str], Record]
@@ -253,7 +253,8 @@ class EvaluationRow(VariantRow):
         prefill_speedup, first_token_speedup: medians of the questions' ratios.
         reads_question: the method is question-aware.
         second: of the questions asked as follow-ups; None where they were not.
-        passes: what was measured of every question, under every seed.
+        passes: what was measured of every question, under every seed; numbers of questions are
+            those of their list, as in `failed`.
     """
 
     questions: int
@@ -356,7 +357,7 @@ def _make_row(
         reads_question=bool(variant.preset.question_aware_methods()),
         resolved={} if variant.matches else variant.preset.to_dict(),
         second=compare_follow_ups(variant.row, rows),
-        passes=every,
+        passes=[replace(record, question=list_number(asked, record.question)) for record in every],
     )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from vtprune.errors import PresetError, VtpruneError
 from vtprune.evaluation.bootstrap import fewest_files, files_needed, highest_floor
+from vtprune.evaluation.damaged import DamagedFiles
 from vtprune.evaluation.evaluate import answer_all, file_names, settings_head
 from vtprune.evaluation.records import AnswersFile, Record
 from vtprune.evaluation.runner import AskSettings
@@ -75,6 +76,17 @@ class TuningPlan:
     def part(self, held_out: bool) -> tuple[Asked, ...]:
         """Return the questions that are searched on, or those held out."""
         return self.asked[self.searched :] if held_out else self.asked[: self.searched]
+
+    def without(self, damaged: DamagedFiles, records: Records) -> tuple[TuningPlan, Records]:
+        """Return the plan without the questions about damaged files, and the records' new numbers.
+
+        Raises:
+            DamagedError: no file of a part can be decoded.
+        """
+        asked, left = damaged.keep_whole(self.asked, records)
+        searched, _ = damaged.keep_whole(self.part(False), {})
+        damaged.keep_whole(self.part(True), {})
+        return replace(self, asked=tuple(asked), searched=len(searched)), left
 
     def size(self, held_out: bool) -> PartSize:
         """Return how many questions and files a part has."""
@@ -209,10 +221,11 @@ def tune(
     settings = settings or AskSettings()
     unpruned, candidates = unpruned_variant(plan.listed.seed), plan.listed.variants
     head = settings_head(loaded, plan.asked, settings)
-    with AnswersFile(path, head, len(plan.asked), plan.asked) as answers:
-        answer_all(loaded, plan.part(False), [unpruned, *candidates], answers, settings,
+    damaged, all_asked = DamagedFiles(), plan.asked
+    with AnswersFile(path, head, len(all_asked), all_asked) as answers:
+        answer_all(loaded, plan.part(False), [unpruned, *candidates], answers, settings, damaged,
                    _named(on_progress, "searching"))  # fmt: skip
-        searched = _outcomes(plan, candidates, answers.records, held_out=False)
+        searched = _outcomes(*plan.without(damaged, answers.records), candidates, held_out=False)
         trials = [
             Trial(outcome.variant, None if outcome.error else outcome, verdict=outcome.error)
             for outcome in searched
@@ -221,9 +234,12 @@ def tune(
         held_out: list[Outcome] = []
         if order:
             finalists = [trial.variant for trial in order]
-            answer_all(loaded, plan.asked, [unpruned, *finalists], answers, settings,
+            answer_all(loaded, all_asked, [unpruned, *finalists], answers, settings, damaged,
                        _named(on_progress, "confirming", plan.searched))  # fmt: skip
-            held_out = _outcomes(plan, finalists, answers.records, held_out=True)
+            plan, records = plan.without(damaged, answers.records)
+            held_out = _outcomes(plan, records, finalists, held_out=True)
+        else:
+            plan, _ = plan.without(damaged, {})
     tested = confirm(order, held_out, plan.floor)
     results = dict(zip(map(id, order), tested, strict=True))
     trials = [results.get(id(trial), _not_tested(trial, plan.floor)) for trial in trials]
@@ -244,7 +260,9 @@ def tune(
         media=file_names(plan.asked),
         reason=reason,
         needed=needed,
-        warnings=tuple(dict.fromkeys([*loaded.warnings, *plan.notes, *notes])),
+        warnings=tuple(
+            dict.fromkeys([*loaded.warnings, *plan.notes, *notes, *damaged.warnings(all_asked)])
+        ),
     )
 
 
@@ -257,7 +275,7 @@ def _named(on_progress: Progress | None, stage: str, less: int = 0) -> Progress 
 
 
 def _outcomes(
-    plan: TuningPlan, variants: Sequence[Variant], records: Records, held_out: bool
+    plan: TuningPlan, records: Records, variants: Sequence[Variant], held_out: bool
 ) -> list[Outcome]:
     """Return what variants did on one part.
 

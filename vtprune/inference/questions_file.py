@@ -7,7 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -58,6 +58,8 @@ class Asked:
         choices: the answers to choose from; () where any may be given.
         kind: what the question is about, such as "colour" or "ocr"; "" where nobody said.
         answers: all right answers, as often as they were given; () where there is at most one.
+        place: where it lies in a file of questions: "line 3"; "" where it is in none.
+        number: in the list that it is from, from 0; None where it is in none.
     """
 
     file: AskedMedia
@@ -66,6 +68,8 @@ class Asked:
     choices: tuple[str, ...] = ()
     kind: str = ""
     answers: tuple[str, ...] = ()
+    place: str = field(default="", compare=False)
+    number: int | None = field(default=None, compare=False)
 
     @property
     def right_answers(self) -> tuple[str, ...]:
@@ -128,6 +132,9 @@ def open_questions(
 ) -> tuple[list[Asked], dict[int, VtpruneError]]:
     """Return the questions that can be asked, and the errors of the others by their numbers.
 
+    Numbers are those of the list, from 0. The error of a question from a file of them names its
+    place there, as "line 3".
+
     Args:
         most: as of `limit_questions`; files of the others are not opened.
 
@@ -151,12 +158,17 @@ def open_questions(
                 opened[item.file] = error
         error_of_file = opened[item.file]
         if error_of_file is None:
-            asked.append(item)
+            asked.append(replace(item, number=number))
         else:
-            failed[number] = error_of_file
+            failed[number] = _placed(error_of_file, item.place)
     if not asked:
         raise next(iter(failed.values()), VtpruneError("there is no question", "give one or more"))
     return asked, failed
+
+
+def _placed(error: VtpruneError, place: str) -> VtpruneError:
+    """Return an error of a file as that of a place in a list which names the file."""
+    return type(error)(f"{place}: {error.message}", error.hint) if place else error
 
 
 def faults_of(failed: Mapping[int, VtpruneError]) -> list[dict[str, object]]:
@@ -165,6 +177,12 @@ def faults_of(failed: Mapping[int, VtpruneError]) -> list[dict[str, object]]:
         {"question": number, "error": error.message, "hint": error.hint}
         for number, error in failed.items()
     ]
+
+
+def list_number(asked: Sequence[Asked], index: int) -> int:
+    """Return the number, in the list that it is from, of one of the questions that are asked."""
+    number = asked[index].number
+    return index if number is None else number
 
 
 def limit_questions(asked: Sequence[T], most: int | None) -> list[T]:
@@ -212,7 +230,7 @@ def _list_error(path: Path, faulty: Sequence[FaultyRow]) -> VtpruneError:
 
 def read_some(
     path: str | Path,
-    read_row: Callable[[object, Path], T | list[str]],
+    read_row: Callable[[object, Path, str], T | list[str]],
     what: str,
     hint: str,
     columns: Mapping[str, str] | None = None,
@@ -220,7 +238,8 @@ def read_some(
     """Read a list of rows, of which some may be wrong.
 
     Args:
-        read_row: gets what a row holds and the list's folder; returns what it means, or its faults.
+        read_row: gets what a row holds, the list's folder and where the row lies in the list;
+            returns what it means, or its faults.
         what: a row holds.
         hint: shows one.
         columns: as of `read_questions`.
@@ -234,7 +253,7 @@ def read_some(
         row_hint = "columns of other names are given by --columns, such as file=image,question=text"
     rows: list[T | FaultyRow] = []
     for row in read_rows(path, columns or {}, hint):
-        result = [row.fault] if row.fault else read_row(row.value, path.parent)
+        result = [row.fault] if row.fault else read_row(row.value, path.parent, row.place)
         if isinstance(result, list):
             rows.append(FaultyRow(row.place, result, row_hint, row.value))
         else:
@@ -247,7 +266,7 @@ def read_some(
     return rows
 
 
-def read_row(data: object, folder: Path) -> Asked | list[str]:
+def read_row(data: object, folder: Path, place: str = "") -> Asked | list[str]:
     """Return the question of one row, or what is wrong with it."""
     from vtprune.preset.validation import find_faults
 
@@ -286,6 +305,7 @@ def read_row(data: object, folder: Path) -> Asked | list[str]:
         choices,
         values["kind"] or "",
         tuple(answers) if len(answers) > 1 else (),
+        place,
     )
 
 

@@ -194,7 +194,7 @@ def read_requests(
     """
     presets = Presets(preset)
 
-    def read_row(data: object, folder: Path) -> Request | list[str]:
+    def read_row(data: object, folder: Path, _place: str) -> Request | list[str]:
         try:
             return _read_row(data, folder, presets, system)
         except VtpruneError as error:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vtprune.cli.console.evaluation import name_with_keep, row_name
+from vtprune.cli.console.evaluation import missing_of, name_with_keep, row_name
 from vtprune.cli.console.facts import asked_fact, model_fact
 from vtprune.cli.console.tables import (
     labelled,
@@ -33,26 +33,32 @@ HEADINGS = {
 def show_captions(test: CaptionTest, console: Console) -> None:
     """Print how right and how different the captions of every row are, and what pruning changes."""
     rows = [row for row in test.rows if row.questions]
-    print_fitted(_table(rows, changes=False), console)
+    print_fitted(_table(rows, test.questions, changes=False), console)
     if len(rows) > 1:
         console.print()
         console.print(Text("change from unpruned, paired by question", "bold"))
-        print_fitted(_table(rows[1:], changes=True), console)
+        print_fitted(_table(rows[1:], test.questions, changes=True), console)
     lines = labelled()
     for row in rows:
         if row.role == "asked" and row.verdict:
             lines.add_row("captions", Text(printable(f"{name_with_keep(row)}: {row.verdict}")))
     for row in test.rows:
+        missing = missing_of(row.questions, test.questions, "question")
         for reason in row.errors:
-            lines.add_row("not run", Text(printable(f"{name_with_keep(row)}: {reason}"), "yellow"))
+            text = f"{name_with_keep(row)}{missing}: {reason}"
+            lines.add_row("not run", Text(printable(text), "yellow"))
     list_failed(test.failed, test.questions, lines)
     if lines.row_count:
         console.print()
         console.print(lines)
 
 
-def _table(rows: Sequence[CaptionRow], changes: bool) -> Table:
-    """Return the figures of the rows, or their differences from the unpruned model's."""
+def _table(rows: Sequence[CaptionRow], questions: int, changes: bool) -> Table:
+    """Return the figures of the rows, or their differences from the unpruned model's.
+
+    Args:
+        questions: how many there are; a row of fewer has a star.
+    """
     table = plain_table()
     table.add_column("", overflow="fold")
     for heading in ("kept", "n"):
@@ -68,7 +74,8 @@ def _table(rows: Sequence[CaptionRow], changes: bool) -> Table:
         for row in group:
             figures = row.against_unpruned if changes else row.figures
             cells = [_cell(figures.get(name), changes, name) for name in measures]
-            table.add_row(Text(row_name(row)), f"{row.keep_mean:.0%}", f"{row.questions:,}", *cells,
+            asked = f"{row.questions:,}{'*' * (row.questions < questions)}"
+            table.add_row(Text(row_name(row)), f"{row.keep_mean:.0%}", asked, *cells,
                           style="dim" if row.role == "baseline" else "")  # fmt: skip
     return table
 
@@ -94,7 +101,8 @@ def show_notes(test: CaptionTest, console: Console) -> None:
         "table",
         "CIDEr: CIDEr-D by the references, 0 to 10; self-CIDEr: how different the captions of a "
         "question are, 0 to 1; distinct-n: different n-grams as a share of the words; words: of a "
-        "caption; in brackets 95 % intervals (bootstrap over files); random rows: means over seeds",
+        "caption; in brackets 95 % intervals (bootstrap over files); *: of fewer questions than "
+        "were asked; random rows: means over seeds",
     )
     console.print()
     console.print(lines)

@@ -19,7 +19,7 @@ from vtprune.cli.console.tables import (
     show_warning,
 )
 from vtprune.cli.console.terminal import printable
-from vtprune.inference.wording import with_options
+from vtprune.inference.wording import counted, with_options
 
 if TYPE_CHECKING:
     from vtprune.evaluation.bootstrap import Difference
@@ -90,10 +90,15 @@ def _not_run(evaluation: Evaluation) -> dict[str, list[str]]:
     total = evaluation.questions
     for row in evaluation.rows:
         keep = "" if row.keep is None else f", keep {row.keep:g}"
-        missing = f" ({total - row.questions} of {total} questions)" if row.questions else ""
+        missing = missing_of(row.questions, total, "question")
         for reason in row.errors:
             reasons.setdefault(reason, []).append(f"{_full_name(row)}{keep}{missing}")
     return reasons
+
+
+def missing_of(asked: int, total: int, noun: str) -> str:
+    """Return how many a row could not be asked, in brackets; "" where that is all, or none."""
+    return f" ({total - asked} of {counted(total, noun)})" if 0 < asked < total else ""
 
 
 def _full_name(row: EvaluationRow) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,7 +17,6 @@ from vtprune.errors import VtpruneError
 BAR = 14  # characters of a full bar
 LABEL = 8  # characters of the left column
 MOST_FAILED = 5  # questions named one by one
-PLACE = re.compile(r"(line|item|row) [0-9]+: ")  # a list's faults begin so, and need no number
 
 
 @dataclass(frozen=True)
@@ -51,10 +49,8 @@ def list_failed(failed: Mapping[int, VtpruneError], asked: int, lines: Table) ->
     if failed:
         total = asked + len(failed)
         lines.add_row("left out", Text(f"{len(failed):,} of {total:,} questions", "yellow"))
-    for number, error in list(failed.items())[:MOST_FAILED]:
-        message = printable(error.message)
-        head = "" if PLACE.match(message) else f"question {number + 1}: "
-        lines.add_row("", Text(head + message, "dim"))
+    for error in list(failed.values())[:MOST_FAILED]:  # which names its line, or its file
+        lines.add_row("", Text(printable(error.message), "dim"))
     if len(failed) > MOST_FAILED:
         lines.add_row("", Text(f"and {len(failed) - MOST_FAILED} more", "dim"))
 

@@ -32,6 +32,7 @@ from vtprune.evaluation.calibration.schedules import (
     list_schedules,
     rank_schedules,
 )
+from vtprune.evaluation.damaged import DamagedFiles
 from vtprune.evaluation.records import Record
 from vtprune.evaluation.runner import UNPRUNED_PRESET, AskSettings, FileRunner, group_by_file
 from vtprune.evaluation.variants import Variant
@@ -108,7 +109,8 @@ def calibrate(
 
     Every file is read, encoded and prefilled once; the answers to all questions about it are then
     scored with all visual tokens dropped from each layer on. Files follow each other, so memory
-    does not grow with their number.
+    does not grow with their number. A file that opens but can't be decoded is left out, as by
+    `evaluate`.
 
     Args:
         source: what the questions are called in the calibration.
@@ -130,13 +132,17 @@ def calibrate(
             "and for the others agreement, which weighs more; better calibrate on each kind apart"
         )
     measured_files = []
+    damaged = DamagedFiles()
     for number, questions in enumerate(files):
         if on_progress:
             on_progress("calibrating", number, len(files))
-        with _naming_file(loaded, questions[0].file):
+        file = questions[0].file
+        with damaged.leaving_out(file), _naming_file(loaded, file):
             runner = FileRunner(loaded, questions, settings.asking, right_answers=True)
             warnings += [note for note in runner.notes if note not in warnings]
             measured_files.append(_measure_file(runner, number in chosen, warnings))
+    warnings += damaged.warnings(asked)
+    damaged.keep_whole(asked, {})
     measured = _conclude(loaded, measured_files, source, settings, warnings)
     if settings.keep is not None:
         known = measured.calibration()

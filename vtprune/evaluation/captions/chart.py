@@ -43,11 +43,13 @@ def plot(test: CaptionTest, kind: str = "png") -> bytes:
             color=colour,
             markerfacecolor="white" if row.role == "baseline" else colour,
             elinewidth=0.8,
-            label=literal(row.name, TITLE),
+            label=literal(row.name, TITLE) + "*" * (row.questions < test.questions),
         )
     axes.set(xlabel=f"{AXES[across]} ({INTERVALS})", ylabel=AXES[up])
     axes.grid(alpha=0.3)
     asked = f"{counted(test.questions, 'question')}, {test.captions} captions each"
+    if any(0 < row.questions < test.questions for row in test.rows):
+        asked += "; *: fewer"
     axes.set_title(f"{literal(test.model.name, TITLE)}: {asked}", fontsize=10)
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return to_bytes(figure, kind)

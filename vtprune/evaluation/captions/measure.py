@@ -11,6 +11,7 @@ import torch
 
 from vtprune.errors import VtpruneError
 from vtprune.evaluation.captions.result import CaptionTest, caption_key, make_rows
+from vtprune.evaluation.damaged import DamagedFiles
 from vtprune.evaluation.evaluate import file_names, rough_intervals, settings_head
 from vtprune.evaluation.records import AnswersFile, Record
 from vtprune.evaluation.runner import AskSettings, FileRunner, group_by_file
@@ -35,6 +36,8 @@ def measure_captions(
 ) -> CaptionTest:
     """Sample captions under every variant, and compare them.
 
+    A file that opens but can't be decoded is left out, as by `evaluate`.
+
     Args:
         asked: what asks for a caption of each file; its right answers are the references.
         number: of captions of each, with seeds from that of `settings.generation` on.
@@ -54,16 +57,20 @@ def measure_captions(
         )
     sampled_as = [generation.temperature, generation.top_p, generation.seed]
     head = {**settings_head(loaded, asked, settings), "captions": sampled_as}
+    damaged = DamagedFiles()
     with AnswersFile(path, head, len(asked), asked) as answers:
         done = 0
         for numbers in group_by_file(asked):
             if on_progress:
                 on_progress("captioning", done, len(asked))
-            _sample(loaded, asked, numbers, variants, number, settings, answers)
+            with damaged.leaving_out(asked[numbers[0]].file):
+                _sample(loaded, asked, numbers, variants, number, settings, answers)
             done += len(numbers)
+    left_out = damaged.warnings(asked)
+    asked, records = damaged.keep_whole(asked, answers.records)
     files = file_names(asked)
-    rows, rows_notes = make_rows(asked, variants, number, answers.records)
-    warnings = [*loaded.warnings, *notes, *rough_intervals(len(files)), *rows_notes]
+    rows, rows_notes = make_rows(asked, variants, number, records)
+    warnings = [*loaded.warnings, *notes, *left_out, *rough_intervals(len(files)), *rows_notes]
     return CaptionTest(
         model=describe_model(loaded),
         rows=tuple(rows),

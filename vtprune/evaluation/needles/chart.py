@@ -39,6 +39,8 @@ def plot(test: NeedleTest, kind: str = "png") -> bytes:
             show_shares(axes, which)
         axes.grid(alpha=0.3)
     planted = f"{counted(test.needles, 'needle')} in {counted(len(test.media), 'file')}"
+    if any(0 < row.needles < test.needles for row in test.rows):
+        planted += "; *: fewer"
     panels[0].set_title(f"{literal(test.model.name, TITLE)}: {planted}", fontsize=10)
     panels[0].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return to_bytes(figure, kind)
@@ -55,7 +57,7 @@ def _draw(axes: Axes, test: NeedleTest, name: str) -> None:
         axes.plot(
             row.sizes,
             [one.mean for one in figures],
-            label=literal(row.name, TITLE),
+            label=literal(row.name, TITLE) + "*" * (row.needles < test.needles),
             color=colour,
             linestyle="solid" if asked else "dashed",
             marker=marker,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from vtprune.evaluation.damaged import DamagedFiles
 from vtprune.evaluation.evaluate import answer_all, rough_intervals, settings_head
 from vtprune.evaluation.needles.planting import Needle
 from vtprune.evaluation.needles.result import NeedleTest, make_rows
@@ -88,13 +89,17 @@ def measure_needles(
     """
     settings = replace(settings, needle=NeedleTokens(needles))
     asked = [needle.asked for needle in needles]
+    damaged = DamagedFiles()  # those that a needle is taken from
     with AnswersFile(path, settings_head(loaded, asked, settings), len(asked), asked) as answers:
-        answer_all(loaded, asked, variants, answers, settings, on_progress)
+        answer_all(loaded, asked, variants, answers, settings, damaged, on_progress)
+    left_out = damaged.warnings(asked, "needle")
+    needles = [needle for needle in needles if needle.asked.file not in damaged.errors]
+    _, records = damaged.keep_whole(asked, answers.records)
     bases = list(dict.fromkeys(needle.base for needle in needles))
-    warnings = [*loaded.warnings, *notes, *rough_intervals(len(bases))]
+    warnings = [*loaded.warnings, *notes, *left_out, *rough_intervals(len(bases))]
     return NeedleTest(
         model=describe_model(loaded),
-        rows=tuple(make_rows(needles, variants, answers.records)),
+        rows=tuple(make_rows(needles, variants, records)),
         needles=len(needles),
         version=describe_versions(),
         warnings=tuple(dict.fromkeys(warnings)),

@@ -180,14 +180,14 @@ def plant_needles(
     """Return the needles, those in one file after each other, and what the reader should know.
 
     Args:
-        files: pictures and clips; one that does not open is left out, and named in a note.
+        files: pictures and clips; one that does not open, or whose frames can't be decoded, is left
+            out, and named in a note.
         sampling: frames and tiles that the model gets of them.
 
     Raises:
-        VtpruneError: no file that opens, one whose frames can't be decoded, or kinds that the files
-            don't allow.
+        VtpruneError: no file that can be read, or kinds that the files don't allow.
     """
-    sources, unread = _open(loaded, files, limits)
+    sources, unread = _open(loaded, files, sampling, limits)
     kinds, notes = _possible_kinds(sources, plan)
     notes = [*unread, *notes]
     planter = _Planter(loaded, sources, plan, sampling, limits)
@@ -206,19 +206,30 @@ def plant_needles(
 
 
 def _open(
-    loaded: Loaded, files: Sequence[Medium], limits: Limits
+    loaded: Loaded, files: Sequence[Medium], sampling: Sampling, limits: Limits
 ) -> tuple[list[Source], list[str]]:
-    """Return the files that open, each once, and a note for each of the others."""
+    """Return the files that can be read, each once, and a note for each of the others."""
     sources: dict[str, Source] = {}
     faults: list[MediaError] = []
     for file in files:
         try:
-            sources |= {source.name: source for source in open_all(loaded, [file], limits)}
+            for source in open_all(loaded, [file], limits):
+                if source.name not in sources:
+                    index = _sampled_frames(loaded, source, sampling, limits)
+                    FrameReader(limits).frame(source, index[0], index)
+                    sources[source.name] = source
         except MediaError as error:
             faults.append(error)
     if faults and not sources:
         raise faults[0]
     return list(sources.values()), [f"left out: {error.message}" for error in faults]
+
+
+def _sampled_frames(
+    loaded: Loaded, source: Source, sampling: Sampling, limits: Limits
+) -> tuple[int, ...]:
+    """Return the numbers of the frames that the model gets of a file."""
+    return plan_media(loaded, [source], sampling, None, limits).plans[0].index
 
 
 def _fits(kind: str, source: Source) -> bool:
@@ -320,9 +331,9 @@ class _Planter:
     def _sampled(self, number: int) -> tuple[int, ...]:
         """Return the frames that the model gets of a file."""
         if number not in self._indices:
-            source = self.sources[number]
-            media_plan = plan_media(self.loaded, [source], self.sampling, None, self.limits)
-            self._indices[number] = media_plan.plans[0].index
+            self._indices[number] = _sampled_frames(
+                self.loaded, self.sources[number], self.sampling, self.limits
+            )
         return self._indices[number]
 
     def _frames(

@@ -30,6 +30,7 @@ class NeedleFigures:
         kind: of KINDS; None: of all kinds.
         size: share of the shorter side; None: of all sizes, also of those that have none.
         needles: how many were asked about.
+        labelled: of how many of them the right answer is known.
         needle_tokens: visual tokens that show a needle, mean.
         tokens: the share of them that is kept, average over the layers.
         tokens_to_end: the share after the last cut, mean.
@@ -41,6 +42,7 @@ class NeedleFigures:
     kind: str | None
     size: float | None
     needles: int
+    labelled: int
     needle_tokens: float
     tokens: Estimate
     tokens_to_end: float
@@ -48,10 +50,15 @@ class NeedleFigures:
     right: Estimate | None
     same: Estimate
 
+    def count(self, name: str) -> int:
+        """Return how many needles a figure is of."""
+        return self.labelled if name == "right" else self.needles
+
     def to_dict(self) -> dict[str, object]:
         """Return it as JSON has it."""
         values: dict[str, object] = {
-            key: getattr(self, key) for key in ("kind", "size", "needles", "needle_tokens")
+            key: getattr(self, key)
+            for key in ("kind", "size", "needles", "labelled", "needle_tokens")
         }
         for name in ("tokens", "right", "same"):
             figure: Estimate | None = getattr(self, name)
@@ -72,6 +79,12 @@ class NeedleRow(VariantRow):
 
     figures: Mapping[tuple[str | None, float | None], NeedleFigures]
     smallest: float | None = None
+
+    @property
+    def needles(self) -> int:
+        """How many it was asked about."""
+        every = self.figures.get((None, None))
+        return every.needles if every else 0
 
     @property
     def sizes(self) -> list[float]:
@@ -206,6 +219,7 @@ def _figures(
         kind,
         size,
         len(cell),
+        len(labelled),
         mean(of_seeds[0].needle.tokens if of_seeds[0].needle else 0 for _, of_seeds in cell),
         estimate(means(kept), files),
         mean(means(kept_to_end)),

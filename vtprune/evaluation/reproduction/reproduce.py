@@ -23,6 +23,7 @@ from vtprune.evaluation.variants import (
     repeat_variants,
 )
 from vtprune.inference.csv_file import csv_text, flat
+from vtprune.inference.questions_file import list_number
 from vtprune.models import EMBEDDED
 from vtprune.preset.spec import Preset
 
@@ -273,7 +274,8 @@ class _Figures:
         if not any(quality):
             return
         figures = [np.array([[each[number]] for number in numbers]) for each in (after, before)]
-        files = [str(asked[number].file) for number in numbers]
+        names = {list_number(asked, place): str(each.file) for place, each in enumerate(asked)}
+        files = [names[number] for number in numbers]
         gap = relative_gap(quality, figures[0], figures[1], files)
         self.retained = 100 * (1 + gap.mean)
         if gap.low is not None and gap.high is not None and len(set(files)) >= FEWEST_FILES:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from vtprune.errors import PresetError, VtpruneError, quote
 from vtprune.preset import Preset, load_preset
 from vtprune.preset.yaml_file import read_yaml
+from vtprune.small_files import system_name
 
 if TYPE_CHECKING:
     from vtprune.preset.validation import Schema
@@ -104,6 +105,7 @@ def load_table(name: str | Path) -> PublishedTable:
         raise VtpruneError(report(path, faults, lines), "vtprune reproduce lists packaged tables")
     assert isinstance(data, dict)
     rows = tuple(_row(path, row) for row in data.pop("rows"))
+    data["model"] = system_name(data["model"])
     return PublishedTable(name=path.stem, rows=rows, **data)
 
 

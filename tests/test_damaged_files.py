@@ -1,0 +1,92 @@
+"""Files that open but can't be decoded: left out and named, by everything that asks a list."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from conftest import save_noise
+
+import vtprune
+from vtprune.errors import DamagedError
+from vtprune.evaluation.tune import split
+from vtprune.inference.questions_file import Asked
+
+SHORT = vtprune.Generation(max_new_tokens=2)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    """Three pictures."""
+    return [save_noise(tmp_path / f"{number}.png", 80, 90) for number in range(3)]
+
+
+def damage(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:4000])
+
+
+def assert_named(warnings: Sequence[str], file: Path, ending: str) -> None:
+    (told,) = [warning for warning in warnings if file.name in warning]
+    assert "the picture is damaged" in told
+    assert told.endswith(ending)
+
+
+def test_captions_are_of_the_other_files(loaded: vtprune.Loaded, files: list[Path]) -> None:
+    questions = [(file, "describe", [f"a {file.stem}", "a cat"]) for file in files]
+    sampling = vtprune.Generation(max_new_tokens=2, temperature=1.0)
+
+    def captions() -> vtprune.CaptionTest:
+        return vtprune.evaluate_captions(
+            loaded, questions, ["uniform"], [0.5], number=2, seeds=1, generation=sampling
+        )
+
+    whole = captions()
+    damage(files[0])
+    left = captions()
+    assert (whole.questions, left.questions) == (3, 2)
+    assert len(left.media) == 2
+    assert {row.questions for row in left.rows if not row.errors} == {2}
+    assert_named(left.warnings, files[0], "1 question left out")
+    for file in files[1:]:
+        damage(file)
+    with pytest.raises(DamagedError, match=r"0\.png"):
+        captions()
+
+
+def test_a_calibration_is_of_the_other_files(loaded: vtprune.Loaded, files: list[Path]) -> None:
+    questions = [(file, word, "red") for file in files for word in ("what?", "where?")]
+    damage(files[1])
+    found = vtprune.calibrate(loaded, questions, generation=SHORT)
+    assert (found.inputs, found.questions) == (2, 4)
+    assert_named(found.warnings, files[1], "2 questions left out")
+    with pytest.raises(DamagedError, match=r"1\.png"):
+        vtprune.calibrate(loaded, [(files[1], "what?", "red")], generation=SHORT)
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_a_tuning_is_of_the_other_files(
+    loaded: vtprune.Loaded, tmp_path: Path, held_out: bool
+) -> None:
+    files = [save_noise(tmp_path / f"{number}.png", 80, 90) for number in range(6)]
+    cut = Path(str(split([Asked(file, "what?") for file in files])[held_out][0].file))
+    damage(cut)
+    questions = [(file, "what?") for file in files]
+    found = vtprune.tune(loaded, questions, 0.2, ["random"], [0.9], generation=SHORT)
+    assert (found.search.files, found.held_out.files) == ((2, 3) if held_out else (1, 4))
+    assert str(cut) not in found.media
+    assert_named(found.warnings, cut, "1 question left out")
+    if not held_out:
+        damage(Path(str(split([Asked(file, "what?") for file in files])[held_out][1].file)))
+        with pytest.raises(DamagedError, match=r"\.png"):
+            vtprune.tune(loaded, questions, 0.2, ["random"], [0.9], generation=SHORT)
+
+
+def test_needles_are_in_the_other_files(loaded: vtprune.Loaded, files: list[Path]) -> None:
+    damage(files[2])
+    plan = vtprune.NeedlePlan(kinds=("object",), sizes=(0.5,), count=3)
+    found = vtprune.evaluate_needles(
+        loaded, files, ["uniform"], [0.5], plan=plan, seeds=1, generation=SHORT
+    )
+    assert (found.needles, len(found.media)) == (3, 2)
+    assert any("2.png: the picture is damaged" in warning for warning in found.warnings)
