@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -40,6 +41,14 @@ def test_a_batch_that_is_killed_ends_like_one_that_is_not(tmp_path: Path) -> Non
     assert [run.fault for run in runs] == [""] * len(runs)
     assert sum(run.kills for run in runs) >= 2
     assert len(log.read_text().splitlines()) == len(runs)
+
+
+def test_most_kills_come_early_and_some_at_the_end() -> None:
+    rng = random.Random(0)
+    moments = [kills.kill_moment(rng, 8.0) for _ in range(1000)]
+    assert 450 < sum(moment < 1 for moment in moments) < 550
+    assert 0 <= min(moments) < 0.01
+    assert 7.9 < max(moments) <= 8
 
 
 def test_a_line_that_is_there_twice_or_by_half_is_a_fault(tmp_path: Path) -> None:

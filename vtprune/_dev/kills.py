@@ -213,6 +213,15 @@ def undisturbed(run: KilledRun, folder: Path) -> tuple[object, float]:
     return run.results(folder), time.monotonic() - began
 
 
+def kill_moment(rng: random.Random, length: float) -> float:
+    """Return the seconds from a start to its kill, of at most `length`, half of them in an eighth.
+
+    A run that goes on where it was killed is thus killed several times before it is done, and the
+    writes at the end are met too.
+    """
+    return length * rng.random() ** 3
+
+
 def kill_run(
     name: str, run: KilledRun, expected: object, length: float, seed: int, folder: Path
 ) -> Kills:
@@ -221,7 +230,7 @@ def kill_run(
     began, fault = time.monotonic(), ""
     try:
         while True:
-            moment = rng.uniform(0, length) if len(moments) < MOST_KILLS_OF_RUN else PATIENCE
+            moment = kill_moment(rng, length) if len(moments) < MOST_KILLS_OF_RUN else PATIENCE
             process = start(run.arguments, folder)
             code = wait(process, moment)
             if code is not None:
