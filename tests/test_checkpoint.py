@@ -261,3 +261,48 @@ def test_the_report_warns_of_it(tmp_path: Path) -> None:
     directory = tiny.build("llava", tmp_path)
     (directory / "preprocessor_config.json").unlink()
     assert any("has no preprocessor_config.json" in text for text in load(str(directory)).warnings)
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value", "message"),
+    [
+        ("preprocessor_config.json", "image_std", [0, 0, 0], "image_std is .* greater than 0"),
+        (
+            "preprocessor_config.json",
+            "size",
+            {"height": 0, "width": 9},
+            "size is .* greater than 0",
+        ),
+        ("preprocessor_config.json", "size", "big", "size is 'big': .* a valid integer"),
+        ("config.json", "hidden_size", "a", "field 'hidden_size': .*expected int"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_the_rule_that_it_breaks(
+    file: str, key: str, value: object, message: str, checkpoints, tmp_path: Path
+) -> None:  # type: ignore[no-untyped-def]
+    directory = shutil.copytree(checkpoints("llava"), tmp_path / "model")
+    values = json.loads((directory / file).read_text())
+    (values["text_config"] if file == "config.json" else values)[key] = value
+    (directory / file).write_text(json.dumps(values))
+    with pytest.raises(ModelError, match=message):
+        load(str(directory))
+
+
+@pytest.mark.parametrize(
+    ("file", "data", "message"),
+    [
+        ("tokenizer.json", b'{"version": "1', r"tokenizer\.json of .* is not JSON: Unterminated"),
+        ("chat_template.jinja", b"\xff\xfe", r"chat_template\.jinja of .* is not text in UTF-8"),
+        ("tokenizer.json", None, r"has no tokenizer that is read \(tokenizer\.json\)"),
+    ],
+)
+def test_a_damaged_file_of_the_tokenizer_is_named(
+    file: str, data: bytes | None, message: str, checkpoints, tmp_path: Path
+) -> None:  # type: ignore[no-untyped-def]
+    directory = shutil.copytree(checkpoints("llava"), tmp_path / "model")
+    if data is None:
+        (directory / file).unlink()
+    else:
+        (directory / file).write_bytes(data)
+    with pytest.raises(ModelError, match=message):
+        open_model(str(directory))

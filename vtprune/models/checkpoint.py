@@ -39,6 +39,10 @@ _NO_ERRORS: Mapping[str, Any] = {
 }
 TEMPLATES = ("chat_template.jinja", "chat_template.json")
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+OF_TOKENIZERS = (
+    TOKENIZER, TOKENIZER_CONFIG, "vocab.json", "special_tokens_map.json", "added_tokens.json",
+    *TEMPLATES,
+)  # fmt: skip
 TOKEN_KEYS = {"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special", "__type"}
 OF_ALL = ("dtype", "quantization_config")
 """Fields of its config that may stand for all of its models."""
@@ -97,8 +101,8 @@ def read_tokenizer(place: str | Path, trust_remote_code: bool = False) -> PreTra
     """Read the tokenizer of a directory or hub id.
 
     Raises:
-        ModelError: a token that it adds has a key that there is not: the tokenizers library would
-            print a line about it among the answers, and leave it out.
+        ModelError: a file is damaged; a token that it adds has a key that there is not: the
+            tokenizers library would print a line about it among the answers, and leave it out.
     """
     from transformers import AutoTokenizer
 
@@ -116,8 +120,28 @@ def read_tokenizer(place: str | Path, trust_remote_code: bool = False) -> PreTra
             raise ModelError(
                 f"{place}: {file}: an added token has the unknown key {quote(key)}", CORRECT
             )
-    tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        _name_damaged(place)
+        raise
     return cast("PreTrainedTokenizerBase", tokenizer)
+
+
+def _name_damaged(place: str | Path) -> None:
+    """Raise for the first file of a tokenizer that is damaged: transformers does not name it."""
+    for name in OF_TOKENIZERS:
+        path = find_file(place, name)
+        if path is None:
+            continue
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ModelError(
+                f"{name} of {place} is not text in UTF-8: {error}", "download the checkpoint again"
+            ) from error
+        if path.suffix == ".json":
+            parse(place, name, text)
 
 
 def warn_of_missing(name: str, family: Family, files: Files) -> list[str]:

@@ -136,9 +136,11 @@ def quantization_of(config: PreTrainedConfig) -> dict[str, object] | None:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's text, else its kind."""
-    lines = (line.strip() for line in str(error).splitlines())
-    return next((line for line in lines if line), type(error).__name__)[:300]
+    """Return the first line of an error's text, with the next after a colon; else its kind."""
+    first, *later = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    if first.endswith(":"):
+        first = " ".join([first, *later[:1]])
+    return first[:300] or type(error).__name__
 
 
 def need(package: str, what: str, hint: str) -> None:

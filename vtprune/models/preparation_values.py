@@ -103,8 +103,12 @@ def wrong_value(
     checkpoint: str, file: str, values: Mapping[str, object], error: ValidationError
 ) -> ModelError:
     """Return the error for a checkpoint's file with a value that its schema does not take."""
-    fault = error.errors()[0]
-    field = str(fault["loc"][0])
+    faults = error.errors()
+    field = str(faults[0]["loc"][0])
+    of_field = [fault for fault in faults if fault["loc"][0] == field]
+    # Of what a field may be, that kind says most which the value is of.
+    fits = (fault for fault in of_field if not fault["type"].endswith(("_type", "_parsing")))
+    fault = next(fits, faults[0])
     return ModelError(
         f"{checkpoint}: {file}: {field} is {quote(values[field])}: {fault['msg']}", CORRECT
     )

@@ -81,6 +81,8 @@ def explain(name: str, error: Exception) -> tuple[str, str]:
             f"{name}: not in the local cache, and the hub can't be reached",
             "check the name and the connection, or download it and give its directory",
         )
+    if "instantiate the backend tokenizer" in text:
+        return f"{name}: has no tokenizer that is read (tokenizer.json)", "copy all of its files"
     if kind == "ImportError":
         return f"{name}: {first}", "install what it names, or choose another --attention"
     if "not a valid model identifier" in text or kind == "RepositoryNotFoundError":
