@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+import xml.dom.minidom
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
 from vtprune._dev import licences, reliability
 from vtprune._dev.fuzz.trials import MOST_MEMORY, MOST_SECONDS, SCREEN, CaseTrial
@@ -23,7 +25,12 @@ from vtprune._dev.reliability import (
     write_page,
 )
 from vtprune.cli import cli
+from vtprune.cli.console.table_files import record, to_csv, to_latex, to_markdown
+from vtprune.cli.console.tables import plain_table, print_fitted
+from vtprune.cli.console.terminal import stdout_console
+from vtprune.errors import CONTROLS
 from vtprune.inference.csv_file import csv_text
+from vtprune.pictures.chart import new_figure, to_bytes
 
 SECURITY = Path(__file__).parents[1] / "docs" / "security.md"
 
@@ -60,11 +67,52 @@ def test_copyleft_is_known_by_its_names(licence: str) -> None:
         ("- none", "- none"),
         ("a=b", "a=b"),
         (-0.5, "-0.5"),
+        ("\r\x1b=1", "'=1"),
     ],
 )
 def test_no_cell_is_a_formula(text: object, cell: str) -> None:
-    ((found,),) = list(csv.reader(io.StringIO(csv_text([{"name": text}]))))[1:]
-    assert found == cell
+    for row in ({"name": text}, {text: ""}):
+        rows = list(csv.reader(io.StringIO(csv_text([row]))))
+        assert rows in ([["name"], [cell]], [[cell], [""]])
+
+
+STEERING = 'a\x1b[31m\x9b2J\u202e\u2066[bold red]x[/]<b>&"'
+STEERS_NOT = 'a[31m2J[bold red]x[/]<b>&"'
+
+
+@pytest.mark.parametrize("add", ["heading", "cell", "line"])
+def test_no_table_steers_a_terminal_or_who_reads_its_file(
+    add: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever forgets to clean a text."""
+
+    def show(console: Console) -> None:
+        table = plain_table()
+        table.add_column(STEERING if add == "heading" else "name")
+        table.add_row(STEERING if add == "cell" else "a")
+        print_fitted(table, console)
+        if add == "line":
+            console.print(STEERING)
+
+    monkeypatch.setenv("COLUMNS", "100")
+    show(stdout_console())
+    recorded = record(show)
+    files = to_csv(recorded), to_markdown(recorded), to_latex(recorded)
+    for text in (capsys.readouterr().out, *files):
+        assert not CONTROLS.search(text)
+    assert STEERS_NOT in next(csv.reader(files[0].splitlines()[add == "cell" :])) or add == "line"
+
+
+def test_a_chart_holds_any_text() -> None:
+    figure = new_figure(4, 3)
+    axes = figure.subplots()
+    axes.plot([0, 1], label=f"{STEERING}\udcff")
+    axes.set_title(STEERING)
+    axes.legend()
+    text = to_bytes(figure, "svg").decode()
+    assert not CONTROLS.search(text)
+    assert "a[31m2J[bold red]x" in text
+    assert xml.dom.minidom.parseString(text).documentElement.tagName == "svg"
 
 
 @pytest.mark.parametrize("columns", ["0", "00", "²", "9" * 30])

@@ -21,6 +21,8 @@ LONGEST_PATH = 100
 CUT = "..."
 BIDI_CONTROLS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 """Characters that reorder the text around them: `exe.png` may be shown for `gnp.exe`."""
+CONTROLS = re.compile(rf"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029{BIDI_CONTROLS}]")
+"""What could steer a terminal, or end a line of a file: all controls but tab and newline."""
 LINE_END = re.compile(r"\s*[\t\n\v\f\r]\s*")
 
 

@@ -69,7 +69,7 @@ def plot_rows(
     upper, lower = figure.subplots(2, 1)
     for number, (label, points) in enumerate(lines.items()):
         style: dict[str, object] = {
-            "label": f"{label} ({_counts(points, questions)})",
+            "label": f"{literal(label, TITLE)} ({_counts(points, questions)})",
             "color": colours[label],
             "marker": MARKERS[number // len(PALETTE) % len(MARKERS)],
             "linestyle": "dashed" if points[0].role == "baseline" else "solid",

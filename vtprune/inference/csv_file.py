@@ -9,7 +9,9 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-FORMULA = re.compile(r"[=+@\t\r]|-[^\d.\s]")
+from vtprune.errors import CONTROLS
+
+FORMULA = re.compile(r"[=+@\t]|-[^\d.\s]")
 """The beginning of a text that a spreadsheet would take for a formula, which may run programs."""
 
 
@@ -21,10 +23,11 @@ def csv_text(rows: Sequence[Mapping[str, object]], columns: Sequence[str] | None
     """
     file = io.StringIO(newline="")
     names = columns or list(dict.fromkeys(name for row in rows for name in row))
-    writer = csv.DictWriter(file, names, restval="", lineterminator="\n")
-    writer.writeheader()
+    assert all(row.keys() <= set(names) for row in rows), "a row has a column that has no name"
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(map(_cell, names))
     for row in rows:
-        writer.writerow({name: _cell(value) for name, value in row.items()})
+        writer.writerow([_cell(row.get(name)) for name in names])
     return file.getvalue()
 
 
@@ -68,7 +71,8 @@ def _item(value: object) -> str:
 
 
 def _cell(value: object) -> object:
-    if isinstance(value, str) and FORMULA.match(value):
-        return f"'{value}"
+    if isinstance(value, str):
+        text = CONTROLS.sub("", value)
+        return f"'{text}" if FORMULA.match(text) else text
     missing = value is None or (isinstance(value, float) and not math.isfinite(value))
     return "" if missing else value

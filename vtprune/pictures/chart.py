@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from itertools import chain, repeat
 from typing import TYPE_CHECKING
 
+from vtprune.errors import CONTROLS
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -81,6 +83,12 @@ def to_bytes(figure: Figure, kind: str = "png") -> bytes:
     Args:
         kind: "png", "svg" or "pdf".
     """
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        shown = CONTROLS.sub("", text.get_text())  # which SVG does not take, nor lone surrogates
+        text.set_text(shown.encode("utf-8", "replace").decode())
     picture = io.BytesIO()
     figure.savefig(picture, format=kind)
     return picture.getvalue()

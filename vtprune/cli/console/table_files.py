@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from vtprune.cli.console.terminal import printable
 from vtprune.inference.csv_file import csv_text
 
 WIDTH = 1000  # characters: nothing is wrapped, and no column is left out
@@ -127,7 +128,8 @@ def _heading(text: str) -> str:
 
 
 def _text(cell: object) -> str:
-    return cell.plain if isinstance(cell, Text) else cell if isinstance(cell, str) else ""
+    text = cell.plain if isinstance(cell, Text) else cell if isinstance(cell, str) else ""
+    return printable(text)
 
 
 # -- CSV -------------------------------------------------------------------------------------------

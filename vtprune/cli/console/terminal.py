@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections.abc import Iterable
 from datetime import timedelta
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import (
     BarColumn,
     Progress,
@@ -15,15 +16,24 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
+from rich.segment import Segment
 
-from vtprune.errors import BIDI_CONTROLS
+from vtprune.errors import CONTROLS
 
 BAR = 14  # characters of the progress bar
 PLAIN_SECONDS = 10  # at least, between two plain lines of progress
-CONTROLS = re.compile(rf"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029{BIDI_CONTROLS}]")
-"""All but tab and newline."""
 SIZES = ("COLUMNS", "LINES")
 """Environment variables that say how large the terminal is."""
+
+
+class PrintableConsole(Console):
+    """A console that shows nothing that could steer a terminal, whatever it is given."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else printable(text), style, control)
 
 
 def stderr_console() -> Console:
@@ -40,7 +50,7 @@ def _console(stderr: bool) -> Console:
     # Of other sizes rich would print nothing, or end.
     environ = {name: value for name, value in os.environ.items()
                if name not in SIZES or re.fullmatch("0*[1-9][0-9]{0,4}", value)}  # fmt: skip
-    return Console(
+    return PrintableConsole(
         stderr=stderr,
         _environ=environ,
         highlight=False,
