@@ -370,6 +370,42 @@ def test_cuts_before_and_behind_the_border_of_two_devices(
     assert not remote.in_step(1)
 
 
+@pytest.mark.filterwarnings("ignore:The following device_map keys")
+@pytest.mark.parametrize("stages", [[3], ["input", 3], [2, 4]], ids=["border", "input", "around"])
+@pytest.mark.parametrize("decode", [{}, {"decode_every": 1, "decode_keep": 0.7}], ids=["", "cut"])
+def test_a_second_question_goes_on_with_a_cache_on_two_devices(
+    stages: list[int | str], decode: dict[str, float]
+) -> None:
+    """Its cuts, those while decoding, and the layers before and behind the border of layer 3."""
+    model = shared(FAMILY)
+    inputs = tiny.inputs(FAMILY, model, "image")
+    more = torch.randint(32, 127, (1, 5), generator=torch.Generator().manual_seed(9))
+    named = [{"at": at, "method": "fastv" if at == 3 else "dart"} for at in stages]
+    keeps = [{"keep": 0.9}, {}][-len(named) :]
+    preset = {"stages": [stage | keep for stage, keep in zip(named, keeps, strict=True)]}
+    keep = 0.85 if stages == [2, 4] else 0.75
+    ask = functools.partial(dict, max_new_tokens=4, do_sample=False, return_dict_in_generate=True)
+
+    def run(model: torch.nn.Module, inputs: Tensors, more: torch.Tensor) -> tuple[Any, Any]:
+        block = vtprune.pruning(model, preset=preset, keep=keep, **decode)
+        with torch.no_grad(), block as trace:
+            first = model.generate(**inputs, **ask())
+            ids = torch.cat([first.sequences, more], dim=1)
+            cache = {CACHE: first[CACHE], "attention_mask": torch.ones_like(ids)}
+            second = model.generate(input_ids=ids, **cache, **ask(output_logits=True))
+        return trace, torch.stack(second.logits, dim=1)
+
+    trace, logits = run(model, inputs, more)
+    with devices(2):
+        split = split_over_two(FAMILY)
+        far = {key: value.to("cuda:0") for key, value in inputs.items()}
+        remote, remote_logits = run(split, far, more.to("cuda:0"))
+    assert [stage.kept for stage in remote.stages] == [stage.kept for stage in trace.stages]
+    assert [cut.visual for cut in remote.decoding] == [cut.visual for cut in trace.decoding]
+    assert bool(trace.decoding) == bool(decode)
+    torch.testing.assert_close(remote_logits.held, logits, atol=0, rtol=0)
+
+
 def split_over_two(name: str) -> torch.nn.Module:
     """A model whose decoder begins on one device and ends on another, hooked by accelerate."""
     accelerate = pytest.importorskip("accelerate", reason="device maps need accelerate")
@@ -465,6 +501,26 @@ def test_the_host_waits_in_a_streamed_video_as_often_as_its_cuts_read(  # type: 
     assert far.seconds.vision > 0
     inside = [wait for wait in noted.waits if wait.place and wait.inside("encode_segments")]
     assert len(inside) == 2 + 2 * waits
+
+
+@pytest.mark.parametrize("name", [FAMILY, "qwen2_5_vl"])
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_smaller_media_are_those_of_a_cpu(  # type: ignore[no-untyped-def]
+    name: str, kind: str, checkpoints, tmp_path: Path
+) -> None:
+    picture, clip = save_noise(tmp_path / "noise.png", 300, 500), save_clip(tmp_path / "clip", 12)
+    loaded = vtprune.load(str(checkpoints(name)))
+    ask = functools.partial(
+        vtprune.ask, loaded, picture if kind == "image" else clip, "what?", method="downsample",
+        keep=0.6, generation=vtprune.Generation(max_new_tokens=2),
+    )  # fmt: skip
+    here = ask()
+    with devices() as noted:
+        move(loaded.model, "cuda:0")
+        far = ask()
+    assert (far.answer, far.tokens, far.input) == (here.answer, here.tokens, here.input)
+    assert 0 < far.tokens.kept_after <= 0.6 * far.tokens.visual
+    assert not [wait for wait in noted.waits if wait.place and wait.inside("shrink_media")]
 
 
 # -- torch.cuda ------------------------------------------------------------------------------------
