@@ -29,7 +29,7 @@ from vtprune.media import Limits, open_source, open_sources, read, sample_evenly
 from vtprune.models.base import Sampling
 from vtprune.models.loading import open_model
 
-WIDTH, HEIGHT = 96, 64
+WIDTH, HEIGHT = 160, 64  # decord2 3.4 takes rows of fewer than 128 pixels for others
 FRAMES = 6
 STILLS: Mapping[str, tuple[str, str, Mapping[str, object]]] = {
     "png": ("PNG", "RGB", {}),
