@@ -124,7 +124,7 @@ class Layout:
         per: "all" is one group; "frame" one a media item and frame; "tile" one a media item,
         frame and tile (a video's frame is one tile).
         """
-        if per == "all" or not len(self):
+        if per == "all":
             return torch.zeros(len(self), dtype=torch.long)
         key = torch.stack(
             [

@@ -26,8 +26,6 @@ def weighted_quotas(
     if least and count < len(sizes):
         return quotas(count, sizes)
     shares = [min(least, size) for size in sizes]
-    if sum(weights) <= 0:
-        weights = [1.0] * len(sizes)
     open_groups = [i for i, size in enumerate(sizes) if shares[i] < size]
     while (unshared := count - sum(shares)) > 0:
         # The shares that would be exact, over groups that have room; full groups leave the round.
