@@ -305,6 +305,8 @@ def test_a_method_that_reads_attention_is_refused_at_the_input() -> None:
             vtprune.pruning(model, method="attentive", at=place, keep=0.5),
         ):
             pass
+    with vtprune.pruning(model, method="attentive", at=1, keep=0.5):
+        pass
 
 
 def test_a_named_cut_of_such_a_method_never_moves_to_the_input() -> None:
@@ -549,6 +551,18 @@ def test_renumbered_positions_equal_a_hand_written_loop(name: str, stages: str) 
     assert (other - logits).abs().max() > 1e-4, "the check would not notice the positions"
 
 
+def test_renumbering_from_the_last_layer_on_is_refused_where_that_layer_takes_over_keys() -> None:
+    name = next(iter(tiny_gemma.MODELS))
+    model = shared_model(name)
+    last = len(model.get_decoder().layers) - 1
+    stage = {**RENUMBERED["layer"][0], "at": last}
+    with (
+        pytest.raises(ModelError, match=f"at layer {last}: later layers of gemma4.* share"),
+        vtprune.pruning(model, {"stages": [stage]}),
+    ):
+        oracle.generate(model, tiny.inputs(name, model, "image"), steps=1)
+
+
 @pytest.mark.parametrize("stages", RENUMBERED)
 def test_renumbered_in_a_ragged_batch_is_as_alone(stages: str) -> None:
     name = "llava_onevision"
@@ -625,6 +639,7 @@ def test_information_of_a_group_does_not_depend_on_the_others_size() -> None:
 
 def test_shares_follow_the_weights_and_add_up() -> None:
     assert weighted_quotas(10, [8, 8, 8], [1, 3, 4]) == [2, 4, 4]
+    assert weighted_quotas(6, [8, 8], [0.2, 0.1]) == [4, 2]
     assert weighted_quotas(10, [8, 8, 8], [0, 0, 1]) == [1, 1, 8]
     assert weighted_quotas(10, [8, 8, 8], [0, 0, 1], least=0) == [1, 1, 8]
     assert weighted_quotas(8, [8, 8, 8], [0, 0, 1], least=0) == [0, 0, 8]

@@ -27,7 +27,9 @@ from vtprune.demo.regions import boxes_at, find_region
 from vtprune.demo.samples import Sample, samples, write_file
 from vtprune.demo.world import generator, make_picture
 from vtprune.engine import pruning
+from vtprune.engine.answer_attention import AnswerAttention
 from vtprune.engine.segments import Segments
+from vtprune.engine.trace import Trace
 from vtprune.inference.evidence import METHODS, MapSettings
 from vtprune.inference.evidence.answer_parts import split_answer
 from vtprune.inference.evidence.ask import UNPRUNED, ExplainedAnswer, answer_to_explain
@@ -260,6 +262,15 @@ def test_dropped_tokens_get_no_attention_past_their_cut(clip: tuple[Path, Sample
     assert answer.attention is not None
     assert bool((answer.attention[:, ~kept] == 0).all())
     assert bool((answer.attention[:, kept] > 0).all())
+
+
+def test_a_window_s_row_is_of_the_last_keys() -> None:
+    layout = lay_out({"image": torch.tensor([2, 3, 6])}, {"image": [box(1, 1, 3)]})
+    reading = AnswerAttention()
+    reading.layers[10] = [0]
+    reading.sums[10] = [torch.arange(10.0), torch.arange(100.0, 105.0)]  # the next: keys 6 to 10
+    rows = reading.to_visual(Trace(layouts=[layout]), 10)
+    assert rows.tolist() == [[2, 3, 6], [0, 0, 100]]
 
 
 def test_explaining_changes_neither_answer_nor_model(clip: tuple[Path, Sample]) -> None:

@@ -126,6 +126,13 @@ def test_a_prompt_without_pictures_has_an_empty_layout() -> None:
         assert len(empty.of_modality("image")) == 0
         for per in ("all", "frame", "tile"):
             assert empty.groups(per).tolist() == []
+        assert empty.columns.dtype == empty.grid.frame.dtype == torch.int64
+
+
+def test_a_picture_without_tokens_is_none_of_the_media() -> None:
+    layout = lay_out({"image": columns(2, 2)}, {"image": [box(0, 1, 1), box(1, 1, 2)]})
+    assert layout.columns.tolist() == [2, 3]
+    assert layout.media.tolist() == [0, 0]
 
 
 def test_indices_are_int64() -> None:

@@ -15,6 +15,7 @@ from vtprune.engine.attention_mask import (
     valid_columns,
     valid_past_columns,
 )
+from vtprune.engine.kv_cache import PrunedCache
 from vtprune.engine.late_checks import LateChecks
 from vtprune.engine.packing import gather, gather_marked, pack, repack
 from vtprune.engine.position_ids import refuse_inside_prompt
@@ -257,14 +258,37 @@ def test_keys_that_were_decoded_since_a_cut_are_valid() -> None:
 # -- the cache after a cut ------------------------------------------------------------------------
 
 
-def test_layers_between_two_cuts_share_one_validity_of_their_keys() -> None:
-    """So that each step of decoding makes one mask for all of them."""
-    valid = torch.tensor([[False, True, True], [True, True, True]])
+def sequence_of(valid: torch.Tensor, past: PrunedCache | None = None) -> SequenceState:
+    """A batch of prompts in a decoder of four layers."""
     memories = [LayerMemory(True, False)] * 4
     structure = SimpleNamespace(
         memories=memories, first_with_keys=0, key_layers=range(4), layers=memories
     )
-    sequence = SequenceState(structure, [], valid)  # type: ignore[arg-type]
+    return SequenceState(structure, [], valid, past=past)  # type: ignore[arg-type]
+
+
+def test_states_of_what_is_left_go_back_to_their_slots() -> None:
+    sequence = sequence_of(torch.ones(2, 3, dtype=torch.bool))
+    sequence.columns = [torch.tensor([1]), torch.tensor([0, 2])]
+    sequence.end_cut(2, False, torch.device("cpu"))
+    states = torch.tensor([[[9.0], [1.0]], [[2.0], [3.0]]])  # the first one is of padding
+    full = sequence.to_prepared(states)
+    assert full.squeeze(2).tolist() == [[0, 1, 0], [2, 0, 3]]
+
+
+def test_a_layer_places_new_queries_after_the_keys_that_it_holds() -> None:
+    past = PrunedCache(columns=7, lengths=(7, 7, 4, 4))
+    sequence = sequence_of(torch.ones(1, 2, dtype=torch.bool), past)
+    for layer, places in ((0, [[7, 8]]), (2, [[4, 5]])):
+        columns, taken = sequence.query_places(layer)
+        assert columns.tolist() == [[7, 8]]
+        assert taken.tolist() == places
+
+
+def test_layers_between_two_cuts_share_one_validity_of_their_keys() -> None:
+    """So that each step of decoding makes one mask for all of them."""
+    valid = torch.tensor([[False, True, True], [True, True, True]])
+    sequence = sequence_of(valid)
     sequence.columns = [torch.tensor([1]), torch.tensor([0, 2])]
     sequence.end_cut(2, False, torch.device("cpu"))
     after = sequence.cache_after()

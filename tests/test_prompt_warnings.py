@@ -185,3 +185,16 @@ def test_another_prompt_without_a_cache_is_not_a_growing_one() -> None:
             model(**tiny.inputs("llava", model, "image", seed=seed, text=6 + seed), use_cache=False)
     assert trace.prefills == 2
     assert trace.warnings == []
+
+
+def test_a_longer_prompt_with_a_cache_of_its_own_is_not_a_growing_one() -> None:
+    model = shared_model("llava")
+    inputs = tiny.inputs("llava", model, "image")
+    ids = torch.cat([inputs["input_ids"], inputs["input_ids"][:, -1:]], dim=1)
+    longer = {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    stages = [{"at": 2, "method": "fastv", "keep": 0.3}]
+    with vtprune.pruning(model, {"stages": stages}) as trace, torch.no_grad():
+        model(**inputs)  # without use_cache the model makes a cache
+        model(**longer)
+    assert trace.prefills == 2
+    assert trace.warnings == []
