@@ -15,11 +15,13 @@ from pathlib import Path
 
 import pytest
 
+from vtprune._dev import CHECKOUT
 from vtprune._dev.fuzz import trials
 from vtprune._dev.fuzz.blocks import blocks_of, damage_blocks
+from vtprune._dev.fuzz.guided import KINDS, GuidedSubject
 from vtprune._dev.fuzz.media import MediaSubject, make_samples
 from vtprune._dev.fuzz.mutations import damage_value
-from vtprune._dev.fuzz.trials import Case, CaseTrial, run_seeds, summary
+from vtprune._dev.fuzz.trials import Case, CaseTrial, run_case, run_seeds, summary
 from vtprune.errors import VtpruneError
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
@@ -156,3 +158,24 @@ def test_damaged_input_is_read_or_refused(tmp_path: Path, subject: str, count: i
     assert len(found) == count
     assert not [trial for trial in found if trial.finding]
     assert {"taken", "refused"} == {trial.outcome for trial in found}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_guided_damage_begins_from_files_that_are_taken(kind: str, tmp_path: Path) -> None:
+    subject = GuidedSubject(kind)
+    for name, data in subject.samples.items():
+        subject.data = data
+        trial = run_case(subject, 0, tmp_path)
+        assert trial.outcome == "taken", f"{name}: {trial.message}"
+    subject.data = b"\0"
+    assert run_case(subject, 0, tmp_path).outcome == "refused"
+
+
+def test_guided_damage_reads_files(tmp_path: Path) -> None:
+    pytest.importorskip("atheris")
+    command = [sys.executable, "-m", "vtprune._dev.fuzz.guided", "table", "--count", "200"]
+    run = subprocess.run(
+        [*command, "--save", tmp_path], capture_output=True, text=True, check=True, cwd=CHECKOUT
+    )
+    assert "Done 200 runs" in run.stderr
+    assert len([*(tmp_path / "table").iterdir()]) > 1
