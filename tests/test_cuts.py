@@ -626,6 +626,7 @@ def test_information_is_the_number_of_directions() -> None:
     group = torch.arange(3).repeat_interleave(4).repeat(2)
     counts = group_information(states, group)
     assert counts == pytest.approx([1.0, 1.0, 4.0], abs=1e-3)
+    assert group_information(states + 7, group) == pytest.approx(counts, abs=1e-3)
 
 
 def test_information_of_a_group_does_not_depend_on_the_others_size() -> None:

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 from vtprune.engine.attention_mask import (
     gather_mask,
@@ -283,6 +284,15 @@ def test_a_layer_places_new_queries_after_the_keys_that_it_holds() -> None:
         columns, taken = sequence.query_places(layer)
         assert columns.tolist() == [[7, 8]]
         assert taken.tolist() == places
+
+
+def test_a_crop_of_a_cut_cache_goes_back_to_the_last_token_that_is_left() -> None:
+    cache, keys = DynamicCache(), torch.zeros(1, 1, 6, 2)
+    cache.update(keys, keys, 0)
+    PrunedCache(columns=6, last_positions=torch.tensor([[9]])).tie(cache)
+    cache.crop(-2)
+    assert cache.get_seq_length() == 4
+    assert cache._vtprune.last_positions.tolist() == [[7]]  # type: ignore[attr-defined]
 
 
 def test_layers_between_two_cuts_share_one_validity_of_their_keys() -> None:
