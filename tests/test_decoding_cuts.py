@@ -212,6 +212,19 @@ def test_a_fork_of_a_cache_goes_on_by_itself() -> None:
         assert torch.equal(one, other)
 
 
+def test_a_further_question_of_two_tokens_counts_the_steps_anew() -> None:
+    model = shared_model("qwen2_vl")
+    inputs = tiny.inputs("qwen2_vl", model, "image")
+    token = inputs["input_ids"][:, -1:]
+    with torch.no_grad(), vtprune.pruning(model, {"decode": {"every": 2, "keep": 0.5}}) as trace:
+        cache = cache_made(model(**inputs, use_cache=True))
+        for length in (1, 2, 1, 1):
+            model(input_ids=token.expand(-1, length), **cache_argument(model, cache))
+        assert trace.decoding == []
+        model(input_ids=token, **cache_argument(model, cache))
+    assert [cut.steps for cut in trace.decoding] == [2]
+
+
 def test_question_aware_stages_leave_a_share_to_a_question_blind_method() -> None:
     model = shared_model("qwen2_vl")
     inputs = tiny.ragged("qwen2_vl", model)
