@@ -102,6 +102,22 @@ def test_a_packaged_figure_is_that_of_its_page(
     pytest.fail(f"{figure.source} has no row with {figure.score} at keep {figure.keep}")
 
 
+def test_the_first_models_figures_beside_the_seconds_are_those_of_its_own_page() -> None:
+    pages = "docs/results.md#the-table-on-test", "docs/second-model.md#what-was-measured-with-it"
+    ours, beside = (
+        {row[0].partition(",")[0] if row[0].startswith("unpruned") else row[0]: row for row in rows}
+        for rows in (
+            next(rows for rows in tables(section(page)) if "`entropy` at ecl" in str(rows))
+            for page in pages
+        )
+    )
+    column, other = (rows[""].index(heading) for rows, heading in
+                     ((beside, "first model, keep 0.3"), (ours, "keep 0.3")))  # fmt: skip
+    found = {name: row[column] for name, row in beside.items() if name and row[column] != "-"}
+    assert len(found) > 25
+    assert found == {name: ours[name][other] for name in found}
+
+
 @pytest.mark.parametrize(("name", "figure"), FIGURES)
 def test_the_page_has_every_packaged_figure(
     name: str, figure: MeasuredFigure | PublishedFigure
