@@ -231,7 +231,10 @@ def test_media_without_a_question_are_described(checkpoints, tmp_path: Path) -> 
     assert json.loads(line)["text"] == "Describe it in one sentence."
 
 
-def test_what_does_not_fit_captions_is_refused(questions: Path) -> None:
+def test_what_does_not_fit_captions_is_refused(
+    questions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vtprune.models.loading.load", lambda *_, **__: pytest.fail("loaded"))
     few = questions / "few.jsonl"
     for options, message in (
         (("--captions", 2, "--needle"), "--needle and --captions exclude each other"),
@@ -241,5 +244,10 @@ def test_what_does_not_fit_captions_is_refused(questions: Path) -> None:
         (("--captions", 2, "--temperature", 0), "captions are sampled, and temperature 0"),
         (("--temperature", 0.5), "--temperature changes nothing without --captions"),
         (("--top-p", 0.5), "--top-p changes nothing without --captions"),
+        (("--temperature", 1), "--temperature changes nothing without --captions"),
+        (("--captions", 2, "--metric", "exact"), "--metric changes nothing with --captions"),
+        (("--needle-count", 20), "--needle-count changes nothing without --needle"),
+        (("--captions", 2, "--needle-sizes", 0.1), "--needle-sizes changes nothing without"),
     ):
         assert_refused(run(few, *options), f"Error: {message}")
+    assert_refused(run("demo", "--captions", 2, "-q", "what?"), "Error: demo has its own questions")

@@ -361,8 +361,14 @@ def test_without_labels_any_model_is_asked(checkpoints, files: list[Path]) -> No
     assert all(0 <= cell["same"] <= 1 for cell in rows[1]["figures"])
 
 
-def test_what_does_not_fit_needles_is_refused(samples: Path, files: list[Path]) -> None:
+def test_what_does_not_fit_needles_is_refused(
+    samples: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vtprune.models.loading.load", lambda *_, **__: pytest.fail("loaded"))
     questions = samples / "questions.jsonl"
+    assert_refused(run("none.png", "--needle"), r"Error: none\.png: no such file")
+    assert_refused(run(files[0], "--needle", "-q", "what?"),
+                   "Error: -q changes nothing with --needle")  # fmt: skip
     assert_refused(run(questions, "--needle", "--turns"), "Error: --turns and --needle exclude")
     assert_refused(run(questions, "--needle", "--needle-sizes", "small"),
                    "Error: --needle-sizes small are not all numbers")  # fmt: skip

@@ -145,7 +145,6 @@ def test_the_stand_in_table_runs_on_the_embedded_model(monkeypatch: pytest.Monke
 def test_what_is_no_table_is_refused(folder: Path) -> None:
     assert_refused(run("horizon-lava-1.5"), r"Error: no table 'horizon-lava-1.5'")
     assert "did you mean horizon-llava-1.5?" in run("horizon-lava-1.5").stderr
-    assert_refused(run("embedded", "--answers", folder / "a.jsonl"), "Error: --answers needs")
     data = yaml.safe_load((folder / "mine.yaml").read_text())
     bad = folder / "bad.yaml"
     bad.write_text(yaml.safe_dump({**data, "rows": [{"row": "a", "retained": -1}], "rank": 1}))
@@ -167,3 +166,11 @@ def test_a_wrong_list_is_refused_before_budgets_are_counted(
         assert_refused(run("entropyprune-llava-1.5", listed), r"Error: .*none\.")
         with pytest.raises(VtpruneError, match=r"none\."):
             vtprune.reproduce("entropyprune-llava-1.5", listed)
+    assert_refused(run("embedded", "demo", "--seeds", 0), "Error: seeds 0 is out of range")
+
+
+@pytest.mark.parametrize("option", ["--limit", "--seeds", "--answers", "--frames", "--metric"])
+def test_options_of_questions_are_refused_without_any(option: str) -> None:
+    for table in ((), ("entropyprune-llava-1.5",)):
+        refused = run(*table, option, "3")
+        assert_refused(refused, f"Error: {option} changes nothing without QUESTIONS.jsonl")

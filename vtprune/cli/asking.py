@@ -141,6 +141,8 @@ def asked_questions(
 
     check_metric(flags.metric, "--metric")
     if len(inputs) == 1 and is_demo(inputs[0]):
+        if flags.question:
+            raise VtpruneError(f"{DEMO} has its own questions", "leave -q out")
         with demo_questions(flags.limit, split) as asked:
             check_choices(flags.metric, asked, "--metric")
             yield asked, {}
@@ -169,9 +171,9 @@ def asked_media(inputs: Sequence[str], flags: Flags, split: str) -> Iterator[lis
         split: as of `asked_questions`.
 
     Raises:
-        VtpruneError: a list that is not alone, or is wrong.
+        VtpruneError: a list that is not alone, or is wrong; no file opens.
     """
-    from vtprune.inference.questions_file import limit_questions
+    from vtprune.inference.questions_file import Asked, limit_questions, open_questions
     from vtprune.inference.tables import is_list
     from vtprune.media import MediaGroup, file_name
 
@@ -183,7 +185,11 @@ def asked_media(inputs: Sequence[str], flags: Flags, split: str) -> Iterator[lis
             )
             yield list(dict.fromkeys(medium for group in groups for medium in group))
     else:
-        yield [Path(file_name(name)) for name in limit_questions(inputs, flags.limit)]
+        files: list[AskedMedia] = [
+            Path(file_name(name)) for name in limit_questions(inputs, flags.limit)
+        ]
+        open_questions([Asked(file, "") for file in files], limits_from(flags))
+        yield files
 
 
 def needles_from(flags: Flags, world: bool) -> NeedlePlan:

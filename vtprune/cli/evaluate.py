@@ -19,7 +19,7 @@ from vtprune.cli.asking import (
 )
 from vtprune.cli.flags import generation_from, loading_from
 from vtprune.cli.help import Command
-from vtprune.cli.options import MEDIA, MODEL, NEEDLES, ROWS, Flags, takes
+from vtprune.cli.options import MEDIA, MODEL, NEEDLES, ROWS, Flags, refuse_unused, takes
 from vtprune.cli.results import (
     CHARTS_TEXT,
     FULL_TEXT,
@@ -113,15 +113,17 @@ def _check(flags: Flags) -> None:
             "--turns and --needle exclude each other: each medium has one needle, and one question",
             "leave one of them out",
         )
+    if flags.needle:
+        refuse_unused(["question"], "with --needle: each needle has a question of its own",
+                      "leave it out")  # fmt: skip
+    else:
+        refuse_unused(NEEDLES, "without --needle: nothing is planted", "add --needle")
     if flags.captions is None:
-        for option, changed in (("--temperature", flags.temperature != TEMPERATURE),
-                                ("--top-p", flags.top_p != 1)):  # fmt: skip
-            if changed:
-                raise VtpruneError(
-                    f"{option} changes nothing without --captions: all other answers are greedy",
-                    "add --captions 5",
-                )
+        refuse_unused(["temperature", "top_p"],
+                      "without --captions: all other answers are greedy",
+                      "add --captions 5")  # fmt: skip
         return
+    refuse_unused(["metric"], "with --captions: they are scored by CIDEr", "leave it out")
     for option, given in (("--turns", flags.turns), ("--beside", flags.beside)):
         if given:
             raise VtpruneError(f"{option} and --captions exclude each other", f"leave {option} out")
@@ -212,13 +214,14 @@ def _captions(
         check_saves(flags.saves, SUFFIXES, asked_paths(asked), {"--answers": flags.answers})
         with output.importing(flags.quiet):
             from vtprune.evaluation.captions.chart import plot
-            from vtprune.evaluation.captions.measure import measure_captions
+            from vtprune.evaluation.captions.measure import check_sampled, measure_captions
             from vtprune.evaluation.variants import repeat_variants
             from vtprune.models.loading import load
 
         settings = settings_from(flags, user, listed.media)
         longest = settings.generation.max_new_tokens
         sampling = generation_from(flags, user, seed=flags.seed or 0, longest=longest)
+        check_sampled(sampling, number)
         with output.progress_line(flags.quiet) as show:
             loaded = load(**loading_from(flags, user), on_progress=show)
             result = measure_captions(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from vtprune.cli import complete
 from vtprune.cli.help import Option
@@ -417,6 +418,22 @@ def declaration(name: str) -> Declaration:
 def flag_of(name: str) -> str:
     """Return an option as it is typed: `--max-tiles` for max_tiles."""
     return (*declaration(name).names, f"--{name.replace('_', '-')}")[0]
+
+
+def refuse_unused(names: Sequence[str], reason: str, hint: str) -> None:
+    """Refuse options of this call that would change nothing.
+
+    Args:
+        names: of their fields.
+        reason: why: "without --needle".
+
+    Raises:
+        VtpruneError: one of them was given, be it as its default.
+    """
+    context = click.get_current_context()
+    for name in names:
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise VtpruneError(f"{flag_of(name)} changes nothing {reason}", hint)
 
 
 def takes(

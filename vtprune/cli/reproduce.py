@@ -12,13 +12,13 @@ import click
 from vtprune.cli.asking import LONGEST, asked_paths, asked_questions, is_demo, settings_from
 from vtprune.cli.flags import loading_from
 from vtprune.cli.help import Command
-from vtprune.cli.options import MEDIA, MODEL, Flags, takes
+from vtprune.cli.options import MEDIA, MODEL, Flags, refuse_unused, takes
 from vtprune.cli.results import TABLES, check_saves, json_file, list_and_save, save_and_show
-from vtprune.errors import VtpruneError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from vtprune.errors import VtpruneError
     from vtprune.evaluation.evaluate import Evaluation
     from vtprune.evaluation.runner import AskSettings
     from vtprune.evaluation.variants import Variant
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from vtprune.models.loading import Progress
 
 FORMATS = (".json", *TABLES)
+OF_QUESTIONS = (
+    "seeds", *MEDIA, "columns", "limit", "metric", "system", "max_new_tokens", "answers"
+)  # fmt: skip
+"""How questions are asked; without some they change nothing."""
 EPILOG = """\b
 Examples:
   vtprune reproduce
@@ -40,15 +44,8 @@ Examples:
 @click.argument("questions", required=False, metavar="[QUESTIONS.jsonl]")
 @takes(
     "seed",
-    "seeds",
     *MODEL,
-    *MEDIA,
-    "columns",
-    "limit",
-    "metric",
-    "system",
-    "max_new_tokens",
-    "answers",
+    *OF_QUESTIONS,
     "json",
     "saves",
     "quiet",
@@ -67,6 +64,9 @@ def reproduce(table: str | None, questions: str | None, flags: Flags) -> None:
     from vtprune.cli.console.reproduction import show_notes, show_reproduction, show_tables
     from vtprune.evaluation.reproduction.tables import load_table, table_names
 
+    if questions is None:
+        refuse_unused(OF_QUESTIONS, "without QUESTIONS.jsonl: nothing is asked",
+                      "give a list of questions")  # fmt: skip
     if table is None:
         tables = [load_table(name) for name in table_names()]
         list_and_save([one.to_dict() for one in tables], flags,
@@ -76,9 +76,6 @@ def reproduce(table: str | None, questions: str | None, flags: Flags) -> None:
     published = load_table(table)
     others = {"--answers": flags.answers}
     check_saves(flags.saves, FORMATS, [questions] if questions else [], others)
-    if flags.answers is not None and questions is None:
-        raise VtpruneError("--answers needs QUESTIONS.jsonl: without it nothing is asked",
-                           "give a list of questions")  # fmt: skip
     if flags.model is None and not flags.adapter:
         flags = replace(flags, model=published.model)
 

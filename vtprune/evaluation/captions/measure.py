@@ -16,12 +16,27 @@ from vtprune.evaluation.evaluate import file_names, rough_intervals, settings_he
 from vtprune.evaluation.records import AnswersFile, Record
 from vtprune.evaluation.runner import AskSettings, FileRunner, group_by_file
 from vtprune.evaluation.variants import UNPRUNED, Variant
-from vtprune.inference.generate import generate
+from vtprune.inference.generate import Generation, generate
 from vtprune.inference.measuring import describe_model, describe_versions
 from vtprune.inference.questions_file import Asked
 
 if TYPE_CHECKING:
     from vtprune.models.loading import Loaded, Progress
+
+
+def check_sampled(generation: Generation, number: int) -> None:
+    """Refuse captions that could not be compared.
+
+    Raises:
+        VtpruneError: one caption of each file, or the same one each time.
+    """
+    if number < 2:
+        raise VtpruneError(f"captions {number} is out of range", "2 or more, to compare them")
+    if not generation.temperature > 0:
+        raise VtpruneError(
+            "captions are sampled, and temperature 0 gives the same one each time",
+            "give --temperature 1",
+        )
 
 
 def measure_captions(
@@ -48,13 +63,7 @@ def measure_captions(
         VtpruneError: of any kind, with the way out.
     """
     generation = settings.generation
-    if number < 2:
-        raise VtpruneError(f"captions {number} is out of range", "2 or more, to compare them")
-    if not generation.temperature > 0:
-        raise VtpruneError(
-            "captions are sampled, and temperature 0 gives the same one each time",
-            "give --temperature 1",
-        )
+    check_sampled(generation, number)
     sampled_as = [generation.temperature, generation.top_p, generation.seed]
     head = {**settings_head(loaded, asked, settings), "captions": sampled_as}
     damaged = DamagedFiles()

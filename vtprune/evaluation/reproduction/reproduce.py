@@ -193,6 +193,7 @@ def run_table(
     Raises:
         VtpruneError: of any kind; that there are no budgets, where nothing is asked.
     """
+    variants = repeat_variants(list_rows(table, seed), seeds)
     budgets, warnings = None, []
     try:
         budgets = count_budgets(table, model, calibration, on_progress)
@@ -202,7 +203,7 @@ def run_table(
         warnings = [f"no budgets: {error.message}"]
     if ask is None:
         return put_beside(table, model, budgets)
-    asked, evaluation = ask(repeat_variants(list_rows(table, seed), seeds))
+    asked, evaluation = ask(variants)
     return put_beside(table, model, budgets, evaluation, asked, warnings)
 
 
