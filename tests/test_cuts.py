@@ -641,6 +641,7 @@ def test_information_of_a_group_does_not_depend_on_the_others_size() -> None:
 def test_shares_follow_the_weights_and_add_up() -> None:
     assert weighted_quotas(10, [8, 8, 8], [1, 3, 4]) == [2, 4, 4]
     assert weighted_quotas(6, [8, 8], [0.2, 0.1]) == [4, 2]
+    assert weighted_quotas(3, [8, 8, 8], [4, 1, 1], least=0) == [2, 1, 0]  # of 2, 0.5 and 0.5
     assert weighted_quotas(10, [8, 8, 8], [0, 0, 1]) == [1, 1, 8]
     assert weighted_quotas(10, [8, 8, 8], [0, 0, 1], least=0) == [1, 1, 8]
     assert weighted_quotas(8, [8, 8, 8], [0, 0, 1], least=0) == [0, 0, 8]

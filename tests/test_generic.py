@@ -195,6 +195,7 @@ def test_its_visual_tokens_are_counted_all_the_same() -> None:
     assert len(trace.layouts[0]) == visual
     assert trace.text == [inputs["input_ids"].numel() - visual]
     assert trace.keep_mean() == 1
+    assert trace.visual_by_layer == [[visual] * model.config.text_config.num_hidden_layers]
     assert trace.layouts[0].grid.row.max() > 1
 
 

@@ -24,6 +24,11 @@ def clip(levels: list[int], group: int = 1) -> Units:
     return Units("video", frames(levels), group)
 
 
+def test_a_last_step_is_filled_up_with_its_last_frame() -> None:
+    step = clip([1, 2, 3, 4, 5], group=3).unit(1)
+    assert step[:, 0, 0, 0].tolist() == [4, 5, 5]
+
+
 # -- frames ---------------------------------------------------------------------------------------
 
 

@@ -692,13 +692,19 @@ def test_a_schedule_of_its_own_goes_on_from_what_is_left() -> None:
     assert "asks for more than the 400" in schedule.warnings[0]
 
 
-@pytest.mark.parametrize(("depth", "told"), [(0.0, "raise keep"), (0.5, "raise keep, or name")])
-def test_a_schedule_that_begins_at_the_input_has_no_earlier_place(depth: float, told: str) -> None:
+@pytest.mark.parametrize(
+    ("depth", "lowest", "told"),
+    [(0, 0.3334, "raise keep"), (0.1, 0.4, "raise keep"), (0.2, 0.4667, "raise keep, or name")],
+)
+def test_a_schedule_that_begins_at_the_input_has_no_earlier_place(
+    depth: float, lowest: float, told: str
+) -> None:
     profile = CutProfile((depth, 0.7), lambda t: (t, t))
     places = [Place("schedule", layer, profile=profile, part=part)
               for part, layer in enumerate(profile.layers(10))]  # fmt: skip
     with pytest.raises(PresetError) as caught:
         solve(places, 0.01, 10, 3)
+    assert caught.value.message.endswith(f"the lowest reachable keep is {lowest}")
     assert caught.value.hint.partition(" a place")[0] == told
 
 
