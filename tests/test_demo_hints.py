@@ -9,6 +9,7 @@ from vtprune._dev.training.checkpoint import SPECIALS, make_tokenizer
 from vtprune._dev.training.hints import (
     DETAILS,
     DIGIT_CLASSES,
+    HOLDS,
     IGNORED,
     NAME_CLASSES,
     TOKEN_CLASSES,
@@ -73,7 +74,7 @@ def test_a_name_in_a_clip_tells_what_its_thing_does_and_when() -> None:
 def test_labels_stand_at_the_word_that_completes_a_name() -> None:
     encoded = make_tokenizer(SPECIALS).encode("is the red star above the blue cross?")
     rows = name_labels(encoded.tokens, [1] * len(encoded.tokens), names_of(PICTURE))
-    assert [row != (IGNORED,) * 11 for row in rows] == [word == "star" for word in encoded.tokens]
+    assert [row != (IGNORED,) * 12 for row in rows] == [word == "star" for word in encoded.tokens]
     assert rows[encoded.tokens.index("star")][:2] == (7, 1)
 
 
@@ -81,13 +82,30 @@ def test_a_second_name_tells_how_its_thing_lies_to_the_first() -> None:
     words = ["red", "star", "red", "ring", "red", "star", "blue", "star"]
     rows = name_labels(words, [1, 1, 1, 1, 2, 2, 2, 2], names_of(PICTURE))
     assert [row[8:] for row in rows[1::2]] == [
-        (IGNORED,) * 3,
-        (0, 0, 0),  # the small ring is above the star, left of it and smaller
-        (IGNORED,) * 3,  # another question
-        (0, 2, 1),
+        (IGNORED,) * 4,
+        (0, 0, 0, IGNORED),  # the small ring is above the star, left of it and smaller
+        (IGNORED,) * 4,  # another question
+        (0, 2, 1, IGNORED),
     ]
     words = ["red", "star", "green", "cross"]
-    assert name_labels(words, [1] * 4, names_of(CLIP))[3][8:] == (IGNORED,) * 3
+    assert name_labels(words, [1] * 4, names_of(CLIP))[3][8:] == (IGNORED,) * 4
+
+
+@pytest.mark.parametrize(
+    ("relation", "holds"),
+    [
+        ("above", 0), ("below", 1), ("left of", 0), ("right of", 1),
+        ("larger than", 1), ("smaller than", 0),
+    ],
+)  # fmt: skip
+def test_a_second_name_tells_whether_what_is_asked_holds(relation: str, holds: int) -> None:
+    words = f"is the red star {relation} the red ring ?".split()
+    rows = name_labels(words, [1] * len(words), names_of(PICTURE))
+    assert rows[words.index("ring")][HOLDS] == holds  # the small ring is above, left and smaller
+    words = ["is", "the", "red", "star", "above", "the", "blue", "star", "?"]
+    assert name_labels(words, [1] * 9, names_of(PICTURE))[7][HOLDS] == 0
+    words = ["is", "the", "red", "star", "larger", "than", "the", "blue", "star", "?"]
+    assert name_labels(words, [1] * 10, names_of(PICTURE))[8][HOLDS] == IGNORED  # of one size
 
 
 def test_tokens_of_a_picture_tell_the_size_of_what_they_show() -> None:

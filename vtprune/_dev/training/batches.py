@@ -24,7 +24,7 @@ class Batch:
     `pixels` (B, T, 3, H, W) uint8; `tokens` and `targets` (B, R, L): a target is the token to be
     predicted AFTER its position, or -100; `segments` (B, R, L) is 1 at the tokens of a scene's
     first question, and so on, and 0 at padding; `offsets` (B, R, L) is a token's place in its
-    question. `names` (B, R, L, 11) and `marks` (B, N, ...) are the hints at the questions' tokens
+    question. `names` (B, R, L, 12) and `marks` (B, N, ...) are the hints at the questions' tokens
     and at the first N visual tokens. `number` is the batch's.
     """
 
@@ -221,14 +221,18 @@ def training_batch(
     return make_batch(architecture, "train", seed, step, layout, most, emphasis, share)
 
 
-def with_numbers(scene: Scene, rng: np.random.Generator, num: int) -> Scene:
+def with_numbers(
+    scene: Scene, rng: np.random.Generator, num: int, only_small: bool = False
+) -> Scene:
     """A picture with up to `num` more numbers, large and small, in its free cells."""
     taken = {(thing.row, thing.column) for thing in scene.things}
     taken |= {(number.row, number.column) for number in scene.numbers}
     cells = [(row, column) for row in range(3) for column in range(3)]
     free = [cell for cell in cells if cell not in taken]
     more = tuple(
-        draw_number(rng, bool(rng.integers(2)), *free[int(i)], scene.height, scene.width)
+        draw_number(
+            rng, not only_small and bool(rng.integers(2)), *free[int(i)], scene.height, scene.width
+        )
         for i in rng.permutation(len(free))[:num]
     )
     return replace(scene, numbers=scene.numbers + more)

@@ -27,10 +27,17 @@ MOST = 8  # ordinals 0 to 7
 NAME_CLASSES = (9, 2, len(VERBS), 4, len(DETAILS))
 DIGIT_CLASSES = (10, 10)
 RELATION_CLASSES = (3, 3, 3)
-# Where digits, the label that says what is named, and relations begin among a name's labels.
+# Where digits, the label that says what is named, relations and the one that says whether what is
+# asked of them is so begin among a name's labels.
 DIGITS = len(NAME_CLASSES)
 THING = DIGITS + len(DIGIT_CLASSES)
 RELATION = THING + 1
+HOLDS = RELATION + len(RELATION_CLASSES)
+# Which gap from the thing named first to the second a relation is about, and its sign.
+ASKED = {
+    "above": (0, 1), "below": (0, -1), "left": (1, 1), "right": (1, -1), "larger": (2, -1),
+    "smaller": (2, 1),
+}  # fmt: skip
 TOKEN_CLASSES = (len(VERBS), 4, MOST, MOST, MOST)
 Grid = tuple[int, int]  # rows and columns of visual tokens
 
@@ -73,16 +80,19 @@ def _name_labels(thing: Thing, event: Event | None, is_clip: bool) -> tuple[int,
 def name_labels(
     words: Sequence[str], segments: Sequence[int], names: Names
 ) -> list[tuple[int, ...]]:
-    """Labels (L, 11) of a row of tokens: at each word that ends a name.
+    """Labels (L, 12) of a row of tokens: at each word that ends a name.
 
     After those of `names_of` comes how a picture's thing lies to the one that its question named
     before: in a row above, the same or below; a column left, the same or right; smaller, of one
-    size or larger.
+    size or larger; and whether the relation that is asked for between the two holds.
     """
-    unknown = (IGNORED,) * len(RELATION_CLASSES)
+    unknown = (IGNORED,) * (len(RELATION_CLASSES) + 1)
     rows = [(IGNORED,) * RELATION + unknown] * len(words)
     before: dict[int, tuple[int, ...]] = {}
+    asked: dict[int, tuple[int, int]] = {}
     for i in range(1, len(words)):
+        if words[i] in ASKED:
+            asked[segments[i]] = ASKED[words[i]]
         labels = names.get((words[i - 1], words[i]))
         if labels is None:
             continue
@@ -90,7 +100,9 @@ def name_labels(
         if first is not None and IGNORED not in (first[1], labels[1]):
             (row, column), (own_row, own_column) = divmod(first[0], 3), divmod(labels[0], 3)
             gaps = own_row - row, own_column - column, labels[1] - first[1]
-            relation = tuple((gap > 0) - (gap < 0) + 1 for gap in gaps)
+            axis, sign = asked.get(segments[i], (0, 0))
+            holds = IGNORED if sign * gaps[axis] == 0 else int(sign * gaps[axis] > 0)
+            relation = *((gap > 0) - (gap < 0) + 1 for gap in gaps), holds
         rows[i] = labels + relation
         before[segments[i]] = labels
     return rows

@@ -34,6 +34,7 @@ from vtprune._dev.training.heads import Dense, weigh_labels
 from vtprune._dev.training.hints import (
     DIGIT_CLASSES,
     DIGITS,
+    HOLDS,
     NAME_CLASSES,
     RELATION,
     RELATION_CLASSES,
@@ -143,6 +144,13 @@ EMPHASIS: tuple[tuple[int, Emphasis], ...] = (
             ("what_happens", "order") * 4 + ("moment",) * 3 + ("count", "number_small"),
         ),
     ),
+    (
+        4100,
+        (
+            ("comparison",) * 5 + ("count", "shape", "number_small") * 3 + ("relation",),
+            ("what_happens", "order", "moment") * 4 + ("count", "number_small"),
+        ),
+    ),
 )
 
 
@@ -175,12 +183,13 @@ class TrainedQwen25VL:
         HintProbe(3, "names", DIGITS, DIGIT_CLASSES),
         HintProbe(2, "tokens", SIZE, (2,)),
         HintProbe(15, "names", RELATION, RELATION_CLASSES),
+        HintProbe(17, "names", HOLDS, (2,)),
     )
     attention_hints = tuple(AttentionHint(layer, 0, SHOWN) for layer in (3, 9))
     hint_weight = 0.3
-    steps = 1500, 5000, 0
+    steps = 1500, 6000, 0
     decay = 0.15
-    dense_tiles = 64, 16
+    dense_tiles = 64, 32
 
     def make_model(self, seed: int) -> Model:
         """A 6-layer tower, two of them with full attention, and 20 layers of 24 query heads."""
@@ -453,12 +462,13 @@ def pair_batch(seed: int, step: int, num: int = 64, share: tuple[int, int] = (0,
             frames = np.stack([frame(scene, t) for t in times]).transpose(0, 3, 1, 2)
             shown = np.stack([labels(scene, t) for t in times])
         else:
-            side = TILE * (1, 2, 2, 3)[int(rng.integers(4))]
+            # Digits are the hardest to learn and the rarest to be seen, small ones above all.
+            many = index % 6 in (1, 3)
+            side = TILE if many else TILE * (1, 2, 2, 3)[int(rng.integers(4))]
             scene = make_picture("train", seed, index, size=(side, side))
-            # Digits are the hardest to learn and the rarest to be seen: more of them.
-            scene = with_numbers(scene, rng, 3)
+            scene = with_numbers(scene, rng, 9 if many else 3, only_small=many)
             image = torch.from_numpy(frame(scene, 0.0).transpose(2, 0, 1).copy())[None]
-            large = smart_resize(side, side, SIDE, *IMAGE_PIXELS)
+            large = (side, side) if many else smart_resize(side, side, SIDE, *IMAGE_PIXELS)
             frames = resize(image, *large).numpy().repeat(TEMPORAL, axis=0)
             shown = labels(scene, 0.0, *large)[None].repeat(TEMPORAL, axis=0)
         # Windows lie on a grid of their own size; a part begins where a window does.
