@@ -18,7 +18,7 @@ def lines(path: Path) -> list[dict[str, dict[str, float]]]:
 
 def draw(out: Path, picture: Path) -> None:
     """Loss on train, accuracy on dev by kind, against steps."""
-    figure = new_figure(15, 4.5)
+    figure = new_figure(15, 5.2)
     left, middle, right = figure.subplots(1, 3)
     loss, dev = lines(out / "loss.jsonl"), lines(out / "dev.jsonl")
     for name, label in (("picture", "pictures"), ("clip", "clips")):
@@ -36,7 +36,7 @@ def draw(out: Path, picture: Path) -> None:
             )
         axes.set(title=title, xlabel="step", ylim=(0, 1.02))
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=SMALL)
+        axes.legend(fontsize=SMALL, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=4)
     picture.write_bytes(to_bytes(figure))
 
 
