@@ -13,6 +13,7 @@ from PIL import Image
 
 import vtprune
 from vtprune.errors import ModelError, PresetError
+from vtprune.evaluation.damaged import DamagedFiles
 from vtprune.evaluation.evaluate import answer_all
 from vtprune.evaluation.records import AnswersFile
 from vtprune.evaluation.runner import AskSettings
@@ -375,7 +376,7 @@ def test_questions_are_evaluated_on_less_of_each_file(checkpoints, clip: Path) -
     settings = AskSettings(generation=SHORT)
     cells = repeat_variants(list_variants(["downsample", "predictable"], [0.5, 0.05]), 1)
     book = AnswersFile(None, {})
-    answer_all(loaded, asked, cells, book, settings)
+    answer_all(loaded, asked, cells, book, settings, DamagedFiles())
     key = {cell.row: cell.key for cell in cells}
     for number, one in enumerate(asked):
         record = book.records[number, key["downsample at pixels keep 0.5"]]

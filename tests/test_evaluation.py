@@ -11,6 +11,7 @@ from conftest import save_clip, save_noise
 
 from vtprune.errors import DamagedError, MediaError, VtpruneError
 from vtprune.evaluation.bootstrap import difference, estimate
+from vtprune.evaluation.damaged import DamagedFiles
 from vtprune.evaluation.evaluate import answer_all, evaluate, settings_head
 from vtprune.evaluation.records import AnswersFile
 from vtprune.evaluation.runner import AskSettings
@@ -136,7 +137,8 @@ def test_the_first_token_counts_the_tower_in_every_row(checkpoints, tmp_path: Pa
     asked = [Asked(picture, "what?"), Asked(picture, "where is it?")]
     cells = repeat_variants(list_variants(["entropy", "predictable"], [0.7]), 1)
     book = AnswersFile(None, {})
-    answer_all(loaded, asked, cells, book, AskSettings(generation=Generation(max_new_tokens=3)))
+    answer_all(loaded, asked, cells, book, AskSettings(generation=Generation(max_new_tokens=3)),
+                   DamagedFiles())  # fmt: skip
     whole = [one for one in book.records.values() if not one.error]
     assert len(whole) >= 8
     assert all(one.first > one.prefill > 0 for one in whole)
@@ -186,7 +188,8 @@ def test_a_file_is_encoded_once_for_all_its_questions_and_cells(
     tower = loaded.model.model.vision_tower
     handle = tower.register_forward_hook(lambda *_: calls.append(1))
     book = AnswersFile(None, {})
-    answer_all(loaded, asked, cells, book, AskSettings(generation=Generation(max_new_tokens=3)))
+    answer_all(loaded, asked, cells, book, AskSettings(generation=Generation(max_new_tokens=3)),
+                   DamagedFiles())  # fmt: skip
     handle.remove()
     assert len(calls) == len(pictures)
     assert len(book.records) == len(asked) * len(cells)

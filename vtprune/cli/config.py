@@ -44,7 +44,7 @@ def load_config(path: Path | None = None) -> Flags:
     if faults := find_faults(_schema(), data):
         raise VtpruneError(report(path, faults, lines), f"keys: {', '.join(CONFIG_KEYS)}")
     values = cast("dict[str, Any]", data)
-    if "model" in values:  # which may be a directory
+    if values.get("model") is not None:  # which may be a directory
         values["model"] = system_name(values["model"])
     return Flags(**values)
 
