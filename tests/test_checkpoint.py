@@ -293,7 +293,7 @@ def test_a_wrong_value_is_refused_with_the_rule_that_it_breaks(
     [
         ("tokenizer.json", b'{"version": "1', r"tokenizer\.json of .* is not JSON: Unterminated"),
         ("chat_template.jinja", b"\xff\xfe", r"chat_template\.jinja of .* is not text in UTF-8"),
-        ("tokenizer.json", None, r"has no tokenizer that is read \(tokenizer\.json\)"),
+        ("tokenizer.json", None, r"no tokenizer\.json, and no other tokenizer"),
     ],
 )
 def test_a_damaged_file_of_the_tokenizer_is_named(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from conftest import save_noise
+from conftest import save_clip, save_noise
 
 import vtprune
 from vtprune.errors import DamagedError
@@ -27,9 +27,9 @@ def damage(file: Path) -> None:
 
 
 def assert_named(warnings: Sequence[str], file: Path, ending: str) -> None:
-    (told,) = [warning for warning in warnings if file.name in warning]
-    assert "the picture is damaged" in told
-    assert told.endswith(ending)
+    (warning,) = [warning for warning in warnings if file.name in warning]
+    assert "the picture is damaged" in warning
+    assert warning.endswith(ending)
 
 
 def test_captions_are_of_the_other_files(loaded: vtprune.Loaded, files: list[Path]) -> None:
@@ -41,13 +41,13 @@ def test_captions_are_of_the_other_files(loaded: vtprune.Loaded, files: list[Pat
             loaded, questions, ["uniform"], [0.5], number=2, seeds=1, generation=sampling
         )
 
-    whole = captions()
+    before = captions()
     damage(files[0])
-    left = captions()
-    assert (whole.questions, left.questions) == (3, 2)
-    assert len(left.media) == 2
-    assert {row.questions for row in left.rows if not row.errors} == {2}
-    assert_named(left.warnings, files[0], "1 question left out")
+    after = captions()
+    assert (before.questions, after.questions) == (3, 2)
+    assert len(after.media) == 2
+    assert {row.questions for row in after.rows if not row.errors} == {2}
+    assert_named(after.warnings, files[0], "1 question left out")
     for file in files[1:]:
         damage(file)
     with pytest.raises(DamagedError, match=r"0\.png"):
@@ -69,17 +69,18 @@ def test_a_tuning_is_of_the_other_files(
     loaded: vtprune.Loaded, tmp_path: Path, held_out: bool
 ) -> None:
     files = [save_noise(tmp_path / f"{number}.png", 80, 90) for number in range(6)]
-    cut = Path(str(split([Asked(file, "what?") for file in files])[held_out][0].file))
-    damage(cut)
+    parts = split([Asked(file, "what?") for file in files])
+    damaged = Path(str(parts[held_out][0].file))
+    damage(damaged)
     questions = [(file, "what?") for file in files]
     found = vtprune.tune(loaded, questions, 0.2, ["random"], [0.9], generation=SHORT)
     assert (found.search.files, found.held_out.files) == ((2, 3) if held_out else (1, 4))
-    assert str(cut) not in found.media
-    assert_named(found.warnings, cut, "1 question left out")
-    if not held_out:
-        damage(Path(str(split([Asked(file, "what?") for file in files])[held_out][1].file)))
-        with pytest.raises(DamagedError, match=r"\.png"):
-            vtprune.tune(loaded, questions, 0.2, ["random"], [0.9], generation=SHORT)
+    assert str(damaged) not in found.media
+    assert_named(found.warnings, damaged, "1 question left out")
+    for each in parts[True]:  # with one file for the search
+        damage(Path(str(each.file)))
+    with pytest.raises(DamagedError, match=Path(str(parts[True][0].file)).name):
+        vtprune.tune(loaded, questions, 0.2, ["random"], [0.9], generation=SHORT)
 
 
 def test_needles_are_in_the_other_files(loaded: vtprune.Loaded, files: list[Path]) -> None:
@@ -90,3 +91,17 @@ def test_needles_are_in_the_other_files(loaded: vtprune.Loaded, files: list[Path
     )
     assert (found.needles, len(found.media)) == (3, 2)
     assert any("2.png: the picture is damaged" in warning for warning in found.warnings)
+
+
+def test_needles_are_taken_from_no_frame_that_is_damaged(
+    loaded: vtprune.Loaded, tmp_path: Path, files: list[Path]
+) -> None:
+    clip = save_clip(tmp_path / "clip", 9)
+    (clip / "004.png").write_bytes((clip / "004.png").read_bytes()[:60])
+    plan = vtprune.NeedlePlan(kinds=("object",), sizes=(0.5,), count=4)
+    result = vtprune.evaluate_needles(
+        loaded, [clip, *files], ["uniform"], [0.5], plan=plan, seeds=1, generation=SHORT,
+        sampling=vtprune.Sampling(end="2"),
+    )  # fmt: skip
+    assert (result.needles, len(result.media)) == (4, 3)
+    assert any("004.png" in warning for warning in result.warnings), result.warnings

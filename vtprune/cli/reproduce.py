@@ -29,7 +29,7 @@ FORMATS = (".json", *TABLES)
 OF_QUESTIONS = (
     "seeds", *MEDIA, "columns", "limit", "metric", "system", "max_new_tokens", "answers"
 )  # fmt: skip
-"""How questions are asked; without some they change nothing."""
+"""Options that change nothing where no questions are given."""
 EPILOG = """\b
 Examples:
   vtprune reproduce

@@ -33,7 +33,7 @@ class DamagedFiles:
         except DamagedError as error:
             self.errors[file] = error
 
-    def keep_whole(
+    def without_damaged(
         self, asked: Sequence[Asked], records: Mapping[tuple[int, str], Record]
     ) -> tuple[list[Asked], dict[tuple[int, str], Record]]:
         """Return the questions about all other files, and their records by their new numbers.
@@ -42,18 +42,18 @@ class DamagedFiles:
             records: by number and key of a variant.
 
         Raises:
-            DamagedError: no file can be decoded.
+            DamagedError: none of their files can be decoded.
         """
-        whole = [index for index, each in enumerate(asked) if each.file not in self.errors]
-        if self.errors and not whole:
-            raise next(iter(self.errors.values()))
-        new = {index: place for place, index in enumerate(whole)}
+        kept = [index for index, each in enumerate(asked) if each.file not in self.errors]
+        if asked and not kept:
+            raise self.errors[asked[0].file]
+        new_number = {index: place for place, index in enumerate(kept)}
         return (
-            [replace(asked[index], number=list_number(asked, index)) for index in whole],
+            [replace(asked[index], number=list_number(asked, index)) for index in kept],
             {
-                (new[number], key): replace(record, question=new[number])
+                (new_number[number], key): replace(record, question=new_number[number])
                 for (number, key), record in records.items()
-                if number in new
+                if number in new_number
             },
         )
 

@@ -119,7 +119,7 @@ def evaluate(
     with AnswersFile(path, settings_head(loaded, asked, settings), len(asked), asked) as answers:
         answer_all(loaded, asked, variants, answers, settings, damaged, on_progress)
     left_out = damaged.warnings(asked)
-    asked, records = damaged.keep_whole(asked, answers.records)
+    asked, records = damaged.without_damaged(asked, answers.records)
     files = len({question.file for question in asked})
     rows = make_rows(asked, variants, records)
     warnings = [*loaded.warnings, *notes, *left_out, *mixed_labels(asked),

@@ -83,9 +83,9 @@ class TuningPlan:
         Raises:
             DamagedError: no file of a part can be decoded.
         """
-        asked, left = damaged.keep_whole(self.asked, records)
-        searched, _ = damaged.keep_whole(self.part(False), {})
-        damaged.keep_whole(self.part(True), {})
+        asked, left = damaged.without_damaged(self.asked, records)
+        searched, _ = damaged.without_damaged(self.part(False), {})
+        damaged.without_damaged(self.part(True), {})
         return replace(self, asked=tuple(asked), searched=len(searched)), left
 
     def size(self, held_out: bool) -> PartSize:

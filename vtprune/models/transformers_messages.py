@@ -82,7 +82,10 @@ def explain(name: str, error: Exception) -> tuple[str, str]:
             "check the name and the connection, or download it and give its directory",
         )
     if "instantiate the backend tokenizer" in text:
-        return f"{name}: has no tokenizer that is read (tokenizer.json)", "copy all of its files"
+        return (
+            f"{name}: no tokenizer.json, and no other tokenizer that transformers can convert",
+            "copy all of its files; a tokenizer.model alone needs pip install sentencepiece",
+        )
     if kind == "ImportError":
         return f"{name}: {first}", "install what it names, or choose another --attention"
     if "not a valid model identifier" in text or kind == "RepositoryNotFoundError":

@@ -87,8 +87,9 @@ def to_bytes(figure: Figure, kind: str = "png") -> bytes:
 
     for text in figure.findobj(Text):
         assert isinstance(text, Text)
-        shown = CONTROLS.sub("", text.get_text())  # which SVG does not take, nor lone surrogates
-        text.set_text(shown.encode("utf-8", "replace").decode())
+        # SVG takes no control characters, nor lone surrogates.
+        printable = CONTROLS.sub("", text.get_text())
+        text.set_text(printable.encode("utf-8", "replace").decode())
     picture = io.BytesIO()
     figure.savefig(picture, format=kind)
     return picture.getvalue()

@@ -19,7 +19,7 @@ LONGEST = 65_536
 
 
 class GuidedSubject:
-    """Files of a kind, as somebody else changes them.
+    """Files of a kind whose bytes another program chooses.
 
     Args:
         kind: one of `KINDS`.
@@ -76,9 +76,9 @@ def _samples(kind: str) -> tuple[Mapping[str, bytes], str, Callable[[Path], obje
         values = {"model": "embedded", "preset": "fast", "device": "cpu", "max_new_tokens": 4}
         return {"a": text.yaml_text(values).encode()}, "yaml", load_config
     if kind == "picture":
-        made = media.make_samples()
+        samples = media.make_samples()
         names = [f"a.{suffix}" for suffix in (*media.STILLS, *media.SEVERAL)]
-        stills = {name: made[name] for name in names if name in made and ".pdf" not in name}
+        stills = {name: samples[name] for name in names if name in samples and ".pdf" not in name}
         return stills, "picture", lambda path: media.read_all(path, Limits())
     if kind == "requests":
         lines, suffix = text.json_lines(text.REQUESTS), "jsonl"

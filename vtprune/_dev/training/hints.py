@@ -27,8 +27,8 @@ MOST = 8  # ordinals 0 to 7
 NAME_CLASSES = (9, 2, len(VERBS), 4, len(DETAILS))
 DIGIT_CLASSES = (10, 10)
 RELATION_CLASSES = (3, 3, 3)
-# Where digits, the label that says what is named, relations and the one that says whether what is
-# asked of them is so begin among a name's labels.
+# Where a name's labels have its digits, the number of its thing, relations, and whether the one
+# that is asked for holds.
 DIGITS = len(NAME_CLASSES)
 THING = DIGITS + len(DIGIT_CLASSES)
 RELATION = THING + 1

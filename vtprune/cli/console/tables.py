@@ -49,7 +49,7 @@ def list_failed(failed: Mapping[int, VtpruneError], asked: int, lines: Table) ->
     if failed:
         total = asked + len(failed)
         lines.add_row("left out", Text(f"{len(failed):,} of {total:,} questions", "yellow"))
-    for error in list(failed.values())[:MOST_FAILED]:  # which names its line, or its file
+    for error in list(failed.values())[:MOST_FAILED]:  # its message names the line or the file
         lines.add_row("", Text(printable(error.message), "dim"))
     if len(failed) > MOST_FAILED:
         lines.add_row("", Text(f"and {len(failed) - MOST_FAILED} more", "dim"))

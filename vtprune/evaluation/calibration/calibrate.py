@@ -125,12 +125,6 @@ def calibrate(
         _schedules(loaded, settings, Calibration(1, 1, None, {}, "default"))
     chosen = {n * len(files) // settings.windows for n in range(settings.windows)}
     warnings = list(loaded.warnings)
-    labelled = sum(question.answer is not None for question in asked)
-    if 0 < labelled < len(asked):
-        warnings.append(
-            f"{labelled} of {len(asked)} questions have a right answer: its probability counts, "
-            "and for the others agreement, which weighs more; better calibrate on each kind apart"
-        )
     measured_files = []
     damaged = DamagedFiles()
     for number, questions in enumerate(files):
@@ -142,7 +136,13 @@ def calibrate(
             warnings += [note for note in runner.notes if note not in warnings]
             measured_files.append(_measure_file(runner, number in chosen, warnings))
     warnings += damaged.warnings(asked)
-    damaged.keep_whole(asked, {})
+    asked, _ = damaged.without_damaged(asked, {})
+    labelled = sum(question.answer is not None for question in asked)
+    if 0 < labelled < len(asked):
+        warnings.append(
+            f"{labelled} of {len(asked)} questions have a right answer: its probability counts, "
+            "and for the others agreement, which weighs more; better calibrate on each kind apart"
+        )
     measured = _conclude(loaded, measured_files, source, settings, warnings)
     if settings.keep is not None:
         known = measured.calibration()

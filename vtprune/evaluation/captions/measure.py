@@ -76,7 +76,7 @@ def measure_captions(
                 _sample(loaded, asked, numbers, variants, number, settings, answers)
             done += len(numbers)
     left_out = damaged.warnings(asked)
-    asked, records = damaged.keep_whole(asked, answers.records)
+    asked, records = damaged.without_damaged(asked, answers.records)
     files = file_names(asked)
     rows, rows_notes = make_rows(asked, variants, number, records)
     warnings = [*loaded.warnings, *notes, *left_out, *rough_intervals(len(files)), *rows_notes]

@@ -94,7 +94,7 @@ def measure_needles(
         answer_all(loaded, asked, variants, answers, settings, damaged, on_progress)
     left_out = damaged.warnings(asked, "needle")
     needles = [needle for needle in needles if needle.asked.file not in damaged.errors]
-    _, records = damaged.keep_whole(asked, answers.records)
+    _, records = damaged.without_damaged(asked, answers.records)
     bases = list(dict.fromkeys(needle.base for needle in needles))
     warnings = [*loaded.warnings, *notes, *left_out, *rough_intervals(len(bases))]
     return NeedleTest(

@@ -24,6 +24,7 @@ from vtprune.evaluation.needles.kinds import (
 from vtprune.inference.prompt_media import open_all, plan_media
 from vtprune.inference.questions_file import Asked
 from vtprune.media import Limits, Medium, Source, read
+from vtprune.media.source import damaged
 from vtprune.pictures.needles import Pixels, lay
 
 if TYPE_CHECKING:
@@ -129,6 +130,9 @@ class FrameReader:
 
         Args:
             index: the frames that will be asked for too, which are decoded with it.
+
+        Raises:
+            DamagedError: the frame can't be decoded.
         """
         if source.name != self._name:
             self._name, self._frames = source.name, {}
@@ -137,6 +141,8 @@ class FrameReader:
             frames = read(source, sorted(set(wanted)), limits=self.limits)
             pictures = frames.pictures.permute(0, 2, 3, 1).contiguous().numpy()
             self._frames |= dict(zip(frames.index, pictures, strict=True))
+        if number not in self._frames:
+            raise damaged(source.path, f"frame {number} does not decode", self.limits)
         return self._frames[number]
 
 
@@ -213,13 +219,21 @@ def _open(
     faults: list[MediaError] = []
     for file in files:
         try:
-            for source in open_all(loaded, [file], limits):
-                if source.name not in sources:
-                    index = _sampled_frames(loaded, source, sampling, limits)
-                    FrameReader(limits).frame(source, index[0], index)
-                    sources[source.name] = source
+            opened = open_all(loaded, [file], limits)
         except MediaError as error:
             faults.append(error)
+            continue
+        for source in opened:
+            if source.name in sources:
+                continue
+            try:
+                index = _sampled_frames(loaded, source, sampling, limits)
+                # Needles lie in what is sampled, and are taken from a file's middle.
+                FrameReader(limits).frame(source, source.num_frames // 2, index)
+            except MediaError as error:
+                faults.append(error)
+            else:
+                sources[source.name] = source
     if faults and not sources:
         raise faults[0]
     return list(sources.values()), [f"left out: {error.message}" for error in faults]

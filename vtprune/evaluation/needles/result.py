@@ -51,7 +51,7 @@ class NeedleFigures:
     same: Estimate
 
     def count(self, name: str) -> int:
-        """Return how many needles a figure is of."""
+        """Return the number of needles behind a figure."""
         return self.labelled if name == "right" else self.needles
 
     def to_dict(self) -> dict[str, object]:
@@ -82,7 +82,7 @@ class NeedleRow(VariantRow):
 
     @property
     def needles(self) -> int:
-        """How many it was asked about."""
+        """Number of needles that the row was asked about."""
         every = self.figures.get((None, None))
         return every.needles if every else 0
 
