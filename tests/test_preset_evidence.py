@@ -281,7 +281,7 @@ def test_a_report_has_the_evidence_of_its_preset(tmp_path: Path) -> None:
     Image.new("RGB", (224, 224), "red").save(tmp_path / "red.png")
     report = vtprune.ask(None, tmp_path / "red.png", "is there a red circle?", keep=0.5)
     out = json.loads(json.dumps(report.to_dict()))
-    entry, second = out["preset"]["evidence"]
-    assert (entry["measured"]["right"], second["measured"]["right"]) == (93.8, 75.8)
+    figures = [entry["measured"]["right"] for entry in out["preset"]["evidence"]]
+    assert figures == [figure.right for figure in evidence_of("balanced")] == [93.8, 80.8]
     report = vtprune.ask(None, tmp_path / "red.png", "is it red?", method="random", keep=0.5)
     assert "evidence" not in report.to_dict()["preset"]  # type: ignore[operator]
