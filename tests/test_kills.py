@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
 from conftest import assert_refused
 
@@ -94,14 +96,35 @@ def no_process_left() -> Iterator[None]:
                 kills.kill(process)
 
 
-def with_handler(arguments: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Start a command in a process that takes signals as the program does."""
+def with_handler(
+    arguments: list[str],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals | None = None,
+    due: Callable[[], bool] = lambda: True,
+) -> int:
+    """Start a command in a process that takes signals as the program does.
+
+    Args:
+        number: a signal that the process gets once, at a call of attention: there a command is in
+            the middle of its work, however fast the machine is.
+        due: whether that call is this one.
+    """
 
     def command(args: list[str], standalone_mode: bool) -> object:
         signal.signal(signal.SIGTERM, _terminate)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        os.write(2, b"begun\n")
+        if number is not None:
+            torch.nn.functional.scaled_dot_product_attention = signalled
         return program(args, standalone_mode=standalone_mode)
+
+    attention = torch.nn.functional.scaled_dot_product_attention
+
+    def signalled(*args: Any, **options: Any) -> torch.Tensor:
+        if number is not None and due():
+            torch.nn.functional.scaled_dot_product_attention = attention
+            os.kill(os.getpid(), number)
+        return attention(*args, **options)
 
     program = kills.cli
     with monkeypatch.context() as patch:
@@ -133,15 +156,12 @@ def test_a_signal_ends_every_long_command_with_a_word_and_its_code(
     command: str, number: int, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     demo.write(tmp_path / "samples", 9, 0)
-    process = with_handler(LONG[command](tmp_path / "samples"), tmp_path, monkeypatch)
-    said = tmp_path / "stderr"
-    until = time.monotonic() + 60
-    while not (said.exists() and "begun" in said.read_text()) and time.monotonic() < until:
-        time.sleep(0.01)
-    time.sleep(0.3)
-    os.kill(process, number)
-    assert wait(process, 60) == code, said.read_text()
-    text = said.read_text()
+    calls = itertools.count(1)
+    process = with_handler(
+        LONG[command](tmp_path / "samples"), tmp_path, monkeypatch, number, lambda: next(calls) > 40
+    )
+    ended, text = wait(process, 60), (tmp_path / "stderr").read_text()
+    assert ended == code, text
     assert "Traceback" not in text
     assert "internal" not in text
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".part")]
@@ -157,12 +177,12 @@ def test_a_signal_says_how_many_answers_are_kept(
     answers, said = tmp_path / "a.jsonl", tmp_path / "stderr"
     command = ["evaluate", str(tmp_path / "samples" / "questions.jsonl"), "--methods", "uniform",
                "--keep", "0.3", "--seeds", "1", "--answers", answers.name]  # fmt: skip
-    process, until = with_handler(command, tmp_path, monkeypatch), time.monotonic() + 120
-    while not (answers.exists() and answers.read_bytes().count(b"\n") > 1):
-        assert time.monotonic() < until, said.read_text()
-        time.sleep(0.01)
-    os.kill(process, number)
-    assert wait(process, 60) == code, said.read_text()
+
+    def some_are_kept() -> bool:
+        return answers.exists() and answers.read_bytes().count(b"\n") > 1
+
+    process = with_handler(command, tmp_path, monkeypatch, number, some_are_kept)
+    assert wait(process, 120) == code, said.read_text()
     kept = len(answers.read_text().splitlines()) - 1
     assert f"{kept} answers kept in a.jsonl; the same command goes on" in said.read_text()
 
