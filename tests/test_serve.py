@@ -502,7 +502,11 @@ def test_other_errors_have_the_clients_form(client: TestClient, pictures: list[P
     assert client.get("/nothing").json()["error"]["code"] == "not_found"
     headers = {"Content-Type": "application/json"}
     assert client.post(CHAT, content=b"{" * 1000, headers=headers).status_code == 400
+
+
+def test_health_and_what_was_answered_can_be_read(client: TestClient, pictures: list[Path]) -> None:
     assert client.get("/health").json()["status"] == "ok"
+    assert client.post(CHAT, json=ask(data_url(pictures[0]))).status_code == 200
     metrics = client.get("/metrics").text
     assert 'vtprune_visual_tokens_total{which="kept"}' in metrics
     assert 'vtprune_part_seconds_bucket{le="0.1",part="prefill"}' in metrics
