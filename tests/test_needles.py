@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,12 +14,14 @@ import pytest
 from click.testing import CliRunner, Result
 from conftest import assert_refused, save_clip, save_noise
 from PIL import Image
+from transformers import AutoTokenizer
 
 import vtprune
 from vtprune import demo
 from vtprune.cli import cli
 from vtprune.cli.console.needles import show_needles
 from vtprune.cli.console.terminal import stdout_console
+from vtprune.demo.needles import has_world_words_alone
 from vtprune.errors import MediaError, VtpruneError
 from vtprune.evaluation.bootstrap import Estimate
 from vtprune.evaluation.needles import result
@@ -33,6 +36,7 @@ from vtprune.inference.kept_tokens import KeptTokens
 from vtprune.inference.prepare import Sampling
 from vtprune.inference.questions_file import Asked
 from vtprune.media import Limits, open_source, read
+from vtprune.models.names import embedded_weights
 from vtprune.pictures.needles import lay, noise_patch, round_piece, written_number
 
 
@@ -359,6 +363,16 @@ def test_without_labels_any_model_is_asked(checkpoints, files: list[Path]) -> No
     rows = json.loads(shown.stdout)["rows"]
     assert {cell["kind"] for cell in rows[0]["figures"]} == {None, "digit", "object"}
     assert all(0 <= cell["same"] <= 1 for cell in rows[1]["figures"])
+
+
+def test_the_worlds_questions_are_for_a_tokenizer_of_its_words(checkpoints, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    folder = shutil.copytree(embedded_weights(), tmp_path / "words")
+    assert has_world_words_alone(AutoTokenizer.from_pretrained(folder))
+    saved = json.loads((folder / "tokenizer.json").read_bytes())
+    saved["model"]["vocab"]["patch"] = len(saved["model"]["vocab"])
+    (folder / "tokenizer.json").write_text(json.dumps(saved))
+    assert not has_world_words_alone(AutoTokenizer.from_pretrained(folder))
+    assert not has_world_words_alone(AutoTokenizer.from_pretrained(checkpoints("llava_onevision")))
 
 
 def test_what_does_not_fit_needles_is_refused(

@@ -192,11 +192,8 @@ def asked_media(inputs: Sequence[str], flags: Flags, split: str) -> Iterator[lis
         yield files
 
 
-def needles_from(flags: Flags, world: bool) -> NeedlePlan:
+def needles_from(flags: Flags) -> NeedlePlan:
     """Return which needles are planted.
-
-    Args:
-        world: the model is the embedded one, which knows its own world's things alone.
 
     Raises:
         VtpruneError: a kind that there is not, or a size that is no share.
@@ -210,14 +207,9 @@ def needles_from(flags: Flags, world: bool) -> NeedlePlan:
             f"--needle-sizes {','.join(flags.needle_sizes)} are not all numbers",
             "shares of the shorter side, such as --needle-sizes 0.05,0.1",
         ) from None
-    plan = NeedlePlan(
+    return NeedlePlan(
         flags.needle_kinds, sizes, flags.needle_count, flags.needle_frames, flags.seed or 0
     )
-    if not world:
-        return plan
-    from vtprune.demo.needles import WORLD_MAKERS
-
-    return replace(plan, makers=WORLD_MAKERS)
 
 
 def variants_from(flags: Flags, user: Flags) -> VariantList:

@@ -170,16 +170,19 @@ def _needles(inputs: Sequence[str], flags: Flags, user: Flags, listed: VariantLi
         paths = [str(medium) for medium in media]
         check_saves(flags.saves, SUFFIXES, paths, {"--answers": flags.answers})
         with output.importing(flags.quiet):
+            from vtprune.demo.needles import WORLD_MAKERS, has_world_words_alone
             from vtprune.evaluation.needles.chart import plot
             from vtprune.evaluation.needles.measure import measure_needles
             from vtprune.evaluation.needles.planting import plant_needles
             from vtprune.evaluation.variants import repeat_variants
             from vtprune.models.loading import load
 
-        plan = needles_from(flags, world=loading["name"] is None and flags.adapter is None)
+        plan = needles_from(flags)
         settings = settings_from(flags, user, listed.media)
         with output.progress_line(flags.quiet) as show:
             loaded = load(**loading, on_progress=show)
+            if has_world_words_alone(loaded.files.tokenizer):
+                plan = replace(plan, makers=WORLD_MAKERS)
             show("planting needles", 0, 0)
             needles, notes = plant_needles(loaded, media, plan, settings.sampling, settings.limits)
             result = measure_needles(

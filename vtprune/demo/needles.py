@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from vtprune.demo.draw import place_number, place_shape
 from vtprune.demo.world import COLOURS, SHAPES, Number, Thing
@@ -15,10 +18,18 @@ from vtprune.evaluation.needles.kinds import (
     make_patch,
     with_sticker,
 )
+from vtprune.models.names import embedded_weights
 from vtprune.pictures.needles import Pixels, Sticker
 
 NEAR = 60.0  # distance of two colours, of 255 in red, green and blue, that look alike
 LARGE = 0.12  # of the shorter side: digits that the world calls large are higher
+
+
+def has_world_words_alone(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether all whole words of a tokenizer are among the embedded model's."""
+    saved = json.loads((embedded_weights() / "tokenizer.json").read_bytes())
+    words = {token for token in tokenizer.get_vocab() if token.isalpha() and len(token) > 1}
+    return bool(words) and words <= saved["model"]["vocab"].keys()
 
 
 def world_patch(spot: Spot) -> NeedleDrawing:
