@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import random
@@ -26,6 +27,7 @@ from vtprune.errors import (
     brief_path,
     list_faults,
     one_line,
+    path_fault,
     path_hint,
     quote,
     shorten,
@@ -394,6 +396,18 @@ def test_a_wrong_path_is_told_the_nearest_one(
     assert path_hint(str(tmp_path / "clips" / "dayx")).endswith(os.path.join("clips", "day?"))
     for other in (right, "clip/day/none.mp4", "zzz.mp4", "a\0b", "x" * 5000, ""):
         assert path_hint(other, "look") == "look"
+
+
+@pytest.mark.parametrize("refuse", [open, os.stat, os.mkdir, os.scandir, os.path.realpath])
+def test_what_is_no_name_is_refused_in_the_same_words(refuse: Callable[[str], object]) -> None:
+    """Python's own differ: an embedded null byte, or "stat: embedded null character in path"."""
+    for name in ("a\0b", "a\ud800b"):
+        with pytest.raises(ValueError) as raised:  # noqa: PT011
+            refuse(name)
+        assert path_fault(raised.value) == "not a file's name"
+    with pytest.raises(OSError, match="too long") as too_long:
+        os.stat("x" * 5000)
+    assert path_fault(too_long.value) == os.strerror(errno.ENAMETOOLONG)
 
 
 def test_every_path_of_a_command_is_told_the_nearest_one(

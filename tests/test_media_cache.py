@@ -265,7 +265,7 @@ def test_a_cache_that_is_no_folder_is_refused_before_the_model_is_read(tmp_path:
     (tmp_path / "file").write_text("x")
     with pytest.raises(VtpruneError, match=r"--cache .*file: file exists"):
         DiskCache(tmp_path / "file")
-    with pytest.raises(VtpruneError, match=r"--cache .*embedded null (byte|character)"):
+    with pytest.raises(VtpruneError, match=r"--cache .*not a file's name"):
         DiskCache(tmp_path / "a\0b")
 
 

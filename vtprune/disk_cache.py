@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vtprune.errors import VtpruneError, brief_path
+from vtprune.errors import VtpruneError, brief_path, path_fault
 
 if TYPE_CHECKING:
     import torch
@@ -48,9 +48,8 @@ class DiskCache:
             directory.mkdir(parents=True, exist_ok=True)
             next(os.scandir(directory), None)
         except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-            reason = getattr(error, "strerror", None) or str(error)
             raise VtpruneError(
-                f"--cache {brief_path(directory)}: {reason.lower()}",
+                f"--cache {brief_path(directory)}: {path_fault(error).lower()}",
                 "give a folder that can be read and written",
             ) from error
         self.directory, self.max_bytes = directory.absolute(), max_bytes

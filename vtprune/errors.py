@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -152,6 +153,17 @@ def path_hint(path: str | Path, otherwise: str = "check the path") -> str:
     """Return the way out where there is no such file: the nearest path, or else something else."""
     nearest = nearest_path(path)
     return f"did you mean {brief_path(nearest)}?" if nearest else otherwise
+
+
+def path_fault(error: Exception) -> str:
+    """Return why the system, or Python before it, refuses a path."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, RuntimeError):  # pathlib's for a loop of links, up to Python 3.12
+        return os.strerror(errno.ELOOP)
+    if isinstance(error, ValueError):  # a NUL, or half of a surrogate pair; its words differ
+        return "not a file's name"  # from one release of Python to the next
+    return str(error) or type(error).__name__
 
 
 def format_bytes(count: float) -> str:

@@ -17,24 +17,20 @@ from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import BinaryIO
 
-from vtprune.errors import BIDI_CONTROLS, VtpruneError, brief_path, list_faults, path_hint
+from vtprune.errors import (
+    BIDI_CONTROLS,
+    VtpruneError,
+    brief_path,
+    list_faults,
+    path_fault,
+    path_hint,
+)
 
 TAG_BYTE = 2**62  # far past any file's end: a lock there keeps nobody from the content
 LONGEST_LINE = 2**20  # bytes
 MOST_LINES = 5  # wrong ones that are named
 ESCAPED = re.compile(rf"[\x7f-\x9f\u2028\u2029{BIDI_CONTROLS}\ud800-\udfff]")
 HELD = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
-
-
-def explain(error: Exception) -> str:
-    """Return the system's message for an error about a path."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    if isinstance(
-        error, RuntimeError
-    ):  # what pathlib raises for a loop of links, up to Python 3.12
-        return os.strerror(errno.ELOOP)
-    return str(error) or type(error).__name__
 
 
 def check_target(path: Path, option: str = "--save") -> None:
@@ -53,7 +49,7 @@ def check_target(path: Path, option: str = "--save") -> None:
         target = path.resolve()
         mode = target.stat().st_mode if target.exists() else None
     except (OSError, RuntimeError, ValueError) as error:
-        raise VtpruneError(f"{path}: can't save there: {explain(error)}", hint) from error
+        raise VtpruneError(f"{path}: can't save there: {path_fault(error)}", hint) from error
     if mode is not None and stat.S_ISDIR(mode):
         raise VtpruneError(f"{path}: can't save there: it is a directory", hint)
     if mode is not None and not stat.S_ISREG(mode):
@@ -107,7 +103,7 @@ def unwritable(path: Path, error: OSError, option: str) -> VtpruneError:
     hint = f"give {option} a file that can be written"
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         hint = f"free some space, or give {option} a file on another disk"
-    return VtpruneError(f"{path}: can't save there: {explain(error)}", hint)
+    return VtpruneError(f"{path}: can't save there: {path_fault(error)}", hint)
 
 
 def lock(file: BinaryIO | FileIO) -> int | None:
@@ -279,7 +275,8 @@ class ResumableLines:
             with suppress(OSError):
                 self.file.truncate(end)
             raise VtpruneError(
-                f"{self.path}: can't be written: {explain(error)} ({kept_in(self.path, num_kept)})",
+                f"{self.path}: can't be written: {path_fault(error)} "
+                f"({kept_in(self.path, num_kept)})",
                 "make room, then give the same command: it goes on from there",
             ) from error
 
@@ -374,5 +371,5 @@ def open_unbuffered(path: Path) -> FileIO:
         return file
     except OSError as error:
         raise VtpruneError(
-            f"{path}: can't be written: {explain(error)}", "give another file"
+            f"{path}: can't be written: {path_fault(error)}", "give another file"
         ) from error

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol, cast
 
-from vtprune.errors import VtpruneError, brief_path, json_fault, path_hint, quote
+from vtprune.errors import VtpruneError, brief_path, json_fault, path_fault, path_hint, quote
 from vtprune.media import Stored
 from vtprune.small_files import read_small
 
@@ -127,9 +127,8 @@ def _read_text(path: Path, name: str, hint: str) -> str:
         last = raw.count(b"\n", 0, error.start) + 1
         raise VtpruneError(f"{name}, line {last}: can't be read: not UTF-8 text", hint) from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        reason = getattr(error, "strerror", None) or "not a file's name"
         way_out = path_hint(path, f"check the path; {hint}")
-        raise VtpruneError(f"{name}: can't be read: {reason}", way_out) from error
+        raise VtpruneError(f"{name}: can't be read: {path_fault(error)}", way_out) from error
     if len(raw) > LARGEST_FILE:
         raise VtpruneError(f"{name}: larger than {LARGEST_FILE} bytes", "split it")
     return text

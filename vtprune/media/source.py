@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from vtprune.errors import DamagedError, MediaError, path_hint
+from vtprune.errors import DamagedError, MediaError, path_fault, path_hint
 from vtprune.small_files import system_name
 
 if TYPE_CHECKING:
@@ -346,7 +346,7 @@ def local_path(path: str | Path) -> Path:
             with local.open("rb") as file:
                 empty = not file.read(1)
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+        reason = path_fault(error)
         if isinstance(error, FileNotFoundError) and re.match(
             r"[A-Za-z][A-Za-z0-9+.-]+:", str(local)
         ):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from vtprune.errors import PresetError, brief, brief_path, list_faults, path_hint
+from vtprune.errors import PresetError, brief, brief_path, list_faults, path_fault, path_hint
 from vtprune.small_files import read_small
 
 LARGEST_FILE = 65_536  # bytes of a preset; a longer one is a mistake or an attack
@@ -45,9 +45,8 @@ def read_yaml(path: Path) -> tuple[object, dict[tuple[str | int, ...], int]]:
     try:
         raw = read_small(path, LARGEST_FILE)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        reason = getattr(error, "strerror", None) or "not a file's name"
         raise PresetError(
-            f"{name}: can't be read: {reason}", path_hint(path, "give a YAML file")
+            f"{name}: can't be read: {path_fault(error)}", path_hint(path, "give a YAML file")
         ) from error
     if len(raw) > LARGEST_FILE:
         raise PresetError(f"{name}: larger than {LARGEST_FILE} bytes", "give a YAML preset")
