@@ -46,8 +46,9 @@ def check_target(path: Path, option: str = "--save") -> None:
     """
     hint = f"give {option} a file in a folder that exists"
     try:
-        target = path.resolve()
-        mode = target.stat().st_mode if target.exists() else None
+        target, mode = path.resolve(), None
+        with suppress(FileNotFoundError, NotADirectoryError):
+            mode = target.stat().st_mode  # also refuses a loop of links, from Python 3.13 on
     except (OSError, RuntimeError, ValueError) as error:
         raise VtpruneError(f"{path}: can't save there: {path_fault(error)}", hint) from error
     if mode is not None and stat.S_ISDIR(mode):
