@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -450,17 +451,24 @@ def test_the_command_says_what_is_wrong(
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_a_killed_run_loses_and_doubles_nothing(
-    checkpoints: Callable[[str], Path], folder: Path, tmp_path: Path
-) -> None:
+    checkpoints: Callable[[str], Path], folder: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     path = tmp_path / "answers.jsonl"
     args = ["batch", str(folder), "-q", "what?", "-q", "which?", "-q", "where?", "--model",
             str(checkpoints("llava_onevision")), "--keep", "0.4", "--max-new-tokens", "2",
             "--batch-size", "1", "--save", str(path)]  # fmt: skip
-    process, until = kills.start(args, tmp_path), time.monotonic() + 60
-    while time.monotonic() < until and not (path.exists() and path.stat().st_size):
-        time.sleep(0.01)
-    time.sleep(0.05)
-    kills.kill(process)
+    attention = torch.nn.functional.scaled_dot_product_attention
+
+    def killed_after_some(*args: Any, **options: Any) -> torch.Tensor:
+        if path.exists() and path.read_bytes().count(b"\n") > 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return attention(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.functional, "scaled_dot_product_attention", killed_after_some)
+        process = kills.start(args, tmp_path)
+    assert kills.wait(process, 60) == -signal.SIGKILL
     held = path.read_bytes().count(b"\n")
     assert 0 < held < 24
     assert CliRunner().invoke(cli, args).exit_code == 0

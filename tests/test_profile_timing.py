@@ -88,7 +88,7 @@ def test_the_clock_notes_every_layer_and_leaves_them_as_they_were() -> None:
     with clock.on(layers):
         for _ in range(2):
             layers[0](torch.zeros(1, 5, 2), 0.01)
-            layers[1](torch.zeros(1, 3, 2), seconds=0.03)
+            layers[1](torch.zeros(1, 3, 2), seconds=0.2)
     first, second = clock.forwards()
     assert [one.tokens for one in first] == [5, 3]
     assert [one.layer for one in second] == [0, 1]

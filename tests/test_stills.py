@@ -741,7 +741,7 @@ def test_a_wait_for_a_page_is_ended_from_another_thread(three_pages: Path) -> No
     thread.start()
     time.sleep(0.2)
     stop_reading()
-    thread.join(timeout=1)
+    thread.join(timeout=10)  # less than an answer may take
     assert len(refusals) == 1
     assert colours(three_pages) == [RED, GREEN, BLUE]
 
