@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import threading
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -322,6 +326,25 @@ def test_a_template_that_does_not_take_the_conversation_is_refused(template, fau
     media = prepare(family, files, items_of("image"))
     with pytest.raises(ModelError, match=rf"chat template .*{fault}"):
         family.encode(files, media, ask("what?", media))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="templates are tried by a fork")
+def test_threads_that_meet_a_template_at_once_try_it_once(monkeypatch):
+    fork, forks, meet = os.fork, [], threading.Barrier(4)
+
+    def slow_fork():
+        forks.append(threading.get_ident())
+        time.sleep(0.1)  # the others would be here before it ends
+        return fork()
+
+    def meet_template(_):
+        meet.wait()
+        template_trial.try_template("{{ 'met by four threads' }}", lambda: "")
+
+    monkeypatch.setattr(os, "fork", slow_fork)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(meet_template, range(4)))
+    assert len(forks) == 1
 
 
 def test_a_tokenizer_without_the_placeholder_is_refused():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import threading
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,19 +24,29 @@ MOST_CHARACTERS = 2**24
 RENDERED, TOO_LARGE, TOO_LONG = b"0", b"1", b"2"
 
 _tried: set[str] = set()
+_trial = threading.Lock()
 
 
 def try_template(template: str, render: Callable[[], str]) -> None:
     """Render a conversation with bounds, the first time that a template is met.
 
-    What the template itself raises is left to the rendering that follows. Without `os.fork` (on
-    Windows) nothing is bounded; where the system takes no limit of memory (macOS), time alone is.
+    Threads that meet it at once wait for the first of them. What the template itself raises is
+    left to the rendering that follows. Without `os.fork` (on Windows) nothing is bounded; where the
+    system takes no limit of memory (macOS), time alone is.
 
     Raises:
         ModelError: rendering takes too much time or memory, or writes too much text.
     """
-    if template in _tried or not hasattr(os, "fork"):
+    if not hasattr(os, "fork"):
         return
+    # From Python 3.12 on, filelock (of the hub's client) refuses a fork while another one begins.
+    with _trial:
+        if template not in _tried:
+            _try_once(render)
+            _tried.add(template)
+
+
+def _try_once(render: Callable[[], str]) -> None:
     reader, writer = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # threads: the child uses none of them
@@ -61,7 +72,6 @@ def try_template(template: str, render: Callable[[], str]) -> None:
             f"the checkpoint's chat template {faults[verdict]}",
             "take the chat template of the model's own repository",
         )
-    _tried.add(template)
 
 
 def _render_bounded(render: Callable[[], str], writer: int) -> None:
