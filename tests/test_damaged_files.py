@@ -64,6 +64,15 @@ def test_a_calibration_is_of_the_other_files(loaded: vtprune.Loaded, files: list
         vtprune.calibrate(loaded, [(files[1], "what?", "red")], generation=SHORT)
 
 
+def test_windows_are_measured_on_the_next_file(loaded: vtprune.Loaded, files: list[Path]) -> None:
+    """Of three files two are chosen, the first and the second."""
+    damage(files[0])
+    questions = [(file, "what?", "red") for file in files]
+    found = vtprune.calibrate(loaded, questions, windows=2, generation=SHORT)
+    assert found.information is not None
+    assert found.information.inputs == 2
+
+
 @pytest.mark.parametrize("held_out", [False, True])
 def test_a_tuning_is_of_the_other_files(
     loaded: vtprune.Loaded, tmp_path: Path, held_out: bool

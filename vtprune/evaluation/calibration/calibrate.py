@@ -123,7 +123,8 @@ def calibrate(
     files = [[asked[number] for number in numbers] for numbers in group_by_file(asked)]
     if settings.keep is not None:  # an unknown method is an error before anything runs
         _schedules(loaded, settings, Calibration(1, 1, None, {}, "default"))
-    chosen = {n * len(files) // settings.windows for n in range(settings.windows)}
+    # A damaged file leaves its turn to the next one.
+    turns = sorted({n * len(files) // settings.windows for n in range(settings.windows)})
     warnings = list(loaded.warnings)
     measured_files = []
     damaged = DamagedFiles()
@@ -134,7 +135,10 @@ def calibrate(
         with damaged.leaving_out(file), _naming_file(loaded, file):
             runner = FileRunner(loaded, questions, settings.asking, right_answers=True)
             warnings += [note for note in runner.notes if note not in warnings]
-            measured_files.append(_measure_file(runner, number in chosen, warnings))
+            windows = bool(turns) and turns[0] <= number
+            measured_files.append(_measure_file(runner, windows, warnings))
+            if windows:
+                turns.pop(0)
     warnings += damaged.warnings(asked)
     asked, _ = damaged.without_damaged(asked, {})
     labelled = sum(question.answer is not None for question in asked)
