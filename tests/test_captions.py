@@ -251,3 +251,6 @@ def test_what_does_not_fit_captions_is_refused(
     ):
         assert_refused(run(few, *options), f"Error: {message}")
     assert_refused(run("demo", "--captions", 2, "-q", "what?"), "Error: demo has its own questions")
+    columns = "--columns", "file=image"
+    for given in (["demo"], ["demo", "--needle"], ["a.png", "--needle"], ["a.png", "-q", "what?"]):
+        assert_refused(run(*given, *columns), "Error: --columns changes nothing without a list")

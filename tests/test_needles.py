@@ -383,6 +383,8 @@ def test_what_does_not_fit_needles_is_refused(
     assert_refused(run("none.png", "--needle"), r"Error: none\.png: no such file")
     assert_refused(run(files[0], "--needle", "-q", "what?"),
                    "Error: -q changes nothing with --needle")  # fmt: skip
+    assert_refused(run(files[0], "--needle", "--metric", "anls"),
+                   "Error: --metric changes nothing with --needle")  # fmt: skip
     assert_refused(run(questions, "--needle", "--turns"), "Error: --turns and --needle exclude")
     assert_refused(run(questions, "--needle", "--needle-sizes", "small"),
                    "Error: --needle-sizes small are not all numbers")  # fmt: skip

@@ -19,7 +19,7 @@ from vtprune.cli.flags import (
     read_question,
     sampling_from,
 )
-from vtprune.cli.options import Flags, method_options
+from vtprune.cli.options import Flags, method_options, refuse_unused
 from vtprune.errors import VtpruneError, brief_path
 from vtprune.inference.questions_file import KEYS
 
@@ -108,6 +108,7 @@ def listed_or_media(
                 f"{lists[0]} has its own files and questions", "give it alone, without MEDIA and -q"
             )
         return read_askable(lists[0], columns), Path(lists[0]).name
+    _refuse_columns()
     if not questions:
         raise click.UsageError(
             "Missing option '-q', or give a QUESTIONS.jsonl.", click.get_current_context()
@@ -143,6 +144,7 @@ def asked_questions(
     if len(inputs) == 1 and is_demo(inputs[0]):
         if flags.question:
             raise VtpruneError(f"{DEMO} has its own questions", "leave -q out")
+        _refuse_columns()
         with demo_questions(flags.limit, split) as asked:
             check_choices(flags.metric, asked, "--metric")
             yield asked, {}
@@ -185,11 +187,16 @@ def asked_media(inputs: Sequence[str], flags: Flags, split: str) -> Iterator[lis
             )
             yield list(dict.fromkeys(medium for group in groups for medium in group))
     else:
+        _refuse_columns()
         files: list[AskedMedia] = [
             Path(file_name(name)) for name in limit_questions(inputs, flags.limit)
         ]
         open_questions([Asked(file, "") for file in files], limits_from(flags))
         yield files
+
+
+def _refuse_columns() -> None:
+    refuse_unused(["columns"], "without a list of questions of your own", "leave it out")
 
 
 def needles_from(flags: Flags) -> NeedlePlan:

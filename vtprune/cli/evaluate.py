@@ -116,6 +116,7 @@ def _check(flags: Flags) -> None:
     if flags.needle:
         refuse_unused(["question"], "with --needle: each needle has a question of its own",
                       "leave it out")  # fmt: skip
+        refuse_unused(["metric"], "with --needle: needles are scored by their kind", "leave it out")
     else:
         refuse_unused(NEEDLES, "without --needle: nothing is planted", "add --needle")
     if flags.captions is None:
