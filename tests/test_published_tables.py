@@ -37,12 +37,26 @@ def test_a_table_names_its_model_and_where_it_is_from(name: str) -> None:
 
 
 def test_the_published_counts_are_all_of_the_page() -> None:
-    """Every budget of docs/reproduce.md that has a method here is a row of a table, and back."""
+    """The counts of docs/reproduce.md, and what the authors' code does with positions."""
     text = (Path(__file__).parents[1] / "docs" / "reproduce.md").read_text(encoding="utf-8")
-    for name in ("entropyprune-llava-1.5", "horizon-llava-1.5", "schedules-llava-1.5"):
-        for row in load_table(name).rows:
-            counts = ", ".join(f"{count} from {layer}" for layer, count in row.left.items())
-            assert f"| {counts} |" in text, row.name
+    lines = {cells[3].strip(): cells[-2].strip() for line in text.splitlines()
+             if len(cells := line.split("|")) == 8}  # fmt: skip
+    names = (
+        "entropyprune-llava-1.5",
+        "horizon-llava-1.5",
+        "schedules-llava-1.5",
+        "vscan-llava-1.5",
+    )
+    for row in [row for name in names for row in load_table(name).rows if row.left]:
+        counts = ", ".join(f"{count} from {layer}" for layer, count in row.left.items())
+        cuts = [stage.positions for stage in row.preset.every_stage() if stage.method != "vtw"]
+        assert set(cuts) <= {{"renumbered": "renumber", "kept": "keep"}[lines[counts]]}, row.name
+
+
+def test_clips_are_renumbered_at_the_input_and_not_deep_down() -> None:
+    """As by the embeddings that HoliTom and FlashVID make, and by the indices that they keep."""
+    for row in load_table("video-llava-onevision").rows[:2]:
+        assert [stage.positions for stage in row.preset.every_stage()] == ["renumber", "keep"]
 
 
 @pytest.mark.parametrize("name", COUNTED)
@@ -73,13 +87,23 @@ def test_without_arguments_the_tables_are_listed() -> None:
 
 def test_a_table_alone_gives_budgets_without_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(
+        "vtprune.evaluation.profiling.profile.measure_machine",
+        lambda *_: pytest.fail("counts are the same on every machine"),
+    )
     shown = run("entropyprune-llava-1.5")
     assert shown.exit_code == 0, shown.output
     line = next(one for one in shown.stdout.splitlines() if "EntropyPrune 128" in one)
     assert line.split() == ["EntropyPrune", "128", "98", "from", "2", "the", "same", "-68.2%",
                             "-68.2%"]  # fmt: skip
     assert all(len(one) <= 80 for one in shown.stdout.splitlines())
-    assert "budgets alone" in shown.stderr
+    assert "576 visual tokens: budgets alone" in shown.stderr
+
+
+def test_budgets_at_layers_by_default_say_so() -> None:
+    shown = run("horizon-qwen2.5-vl", "--model", "qwen2-vl-2b", "--json")
+    (warning,) = json.loads(shown.stdout)["warnings"]
+    assert warning.startswith("ecl 2 and horizon 21 by default, not measured")
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +182,7 @@ def test_a_wrong_list_is_refused_before_budgets_are_counted(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(
-        "vtprune.evaluation.reproduction.reproduce.profile",
+        "vtprune.evaluation.reproduction.reproduce.count_budgets",
         lambda *_, **__: pytest.fail("budgets were counted"),
     )
     (tmp_path / "wrong.jsonl").write_text('{"file": "none.png", "question": "what?"}\n')
@@ -169,8 +193,26 @@ def test_a_wrong_list_is_refused_before_budgets_are_counted(
     assert_refused(run("embedded", "demo", "--seeds", 0), "Error: seeds 0 is out of range")
 
 
-@pytest.mark.parametrize("option", ["--limit", "--seeds", "--answers", "--frames", "--metric"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--limit 3",
+        "--seeds 3",
+        "--answers 3",
+        "--frames 3",
+        "--metric 3",
+        "--dtype float32",
+        "--compile",
+    ],
+)
 def test_options_of_questions_are_refused_without_any(option: str) -> None:
+    name = option.split()[0]
     for table in ((), ("entropyprune-llava-1.5",)):
-        refused = run(*table, option, "3")
-        assert_refused(refused, f"Error: {option} changes nothing without QUESTIONS.jsonl")
+        refused = run(*table, *option.split())
+        assert_refused(refused, f"Error: {name} changes nothing without QUESTIONS.jsonl")
+
+
+@pytest.mark.parametrize("option", ["--seed 3", "--model qwen2.5-vl-7b"])
+def test_options_of_a_table_are_refused_without_one(option: str) -> None:
+    name = option.split()[0]
+    assert_refused(run(*option.split()), f"Error: {name} changes nothing without TABLE")

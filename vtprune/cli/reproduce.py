@@ -12,7 +12,7 @@ import click
 from vtprune.cli.asking import LONGEST, asked_paths, asked_questions, is_demo, settings_from
 from vtprune.cli.flags import loading_from
 from vtprune.cli.help import Command
-from vtprune.cli.options import MEDIA, MODEL, Flags, refuse_unused, takes
+from vtprune.cli.options import LOADING, MEDIA, MODEL, Flags, refuse_unused, takes
 from vtprune.cli.results import TABLES, check_saves, json_file, list_and_save, save_and_show
 
 if TYPE_CHECKING:
@@ -26,10 +26,12 @@ if TYPE_CHECKING:
     from vtprune.models.loading import Progress
 
 FORMATS = (".json", *TABLES)
-OF_QUESTIONS = (
-    "seeds", *MEDIA, "columns", "limit", "metric", "system", "max_new_tokens", "answers"
-)  # fmt: skip
+WHICH_MODEL = ("model", "adapter")
+ASKING = ("seeds", *MEDIA, "columns", "limit", "metric", "system", "max_new_tokens", "answers")
+OF_QUESTIONS = (*ASKING, *(name for name in LOADING if name not in WHICH_MODEL))
 """Options that change nothing where no questions are given."""
+OF_TABLE = ("seed", *WHICH_MODEL, "calibration")
+"""Options that change nothing where no table is given."""
 EPILOG = """\b
 Examples:
   vtprune reproduce
@@ -45,7 +47,7 @@ Examples:
 @takes(
     "seed",
     *MODEL,
-    *OF_QUESTIONS,
+    *ASKING,
     "json",
     "saves",
     "quiet",
@@ -68,6 +70,7 @@ def reproduce(table: str | None, questions: str | None, flags: Flags) -> None:
         refuse_unused(OF_QUESTIONS, "without QUESTIONS.jsonl: nothing is asked",
                       "give a list of questions")  # fmt: skip
     if table is None:
+        refuse_unused(OF_TABLE, "without TABLE: the packaged tables are listed", "name a table")
         tables = [load_table(name) for name in table_names()]
         list_and_save([one.to_dict() for one in tables], flags,
                       lambda console: show_tables(tables, console))  # fmt: skip

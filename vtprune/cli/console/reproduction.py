@@ -88,7 +88,9 @@ def show_notes(result: Reproduction, console: Console) -> None:
         count = asked_fact(asked.questions, asked.files)
         facts.append(("here", f"{model}, {count}: {quality}, as a share of the unpruned model's"))
     else:
-        facts.append(("here", f"{model}: budgets alone; a list of questions gives scores too"))
+        tokens = f"{result.tokens:,} visual tokens"
+        facts.append(("here", f"{model}, {tokens}: budgets alone; a list of questions gives scores "
+                              "too"))  # fmt: skip
     console.print()
     show_facts(facts, console)
     for warning in result.warnings:

@@ -171,28 +171,44 @@ def profiled_model(
     dtype = find_dtype(options.dtype, shape.config, device)
     if gpu and options.dtype == "auto":
         dtype = dtype_on(gpu, dtype)
+    loaded = load_structure(shape, dtype, options.attention, options.calibration)
+    if on_progress and not gpu:
+        on_progress("measuring this machine", 0, 0)
+    machine = machine_of_gpu(gpu, name_of(dtype)) if gpu else measure_machine(device, dtype)
+    weights = weigh(loaded.model, dtype.itemsize)
+    return ProfiledModel(loaded, device, dtype, machine, weights, options.attention)
+
+
+def load_structure(
+    shape: Shape, dtype: torch.dtype, attention: str | None = None, calibration: Path | None = None
+) -> Loaded:
+    """Return a model without weights, whose FLOPs can be counted.
+
+    Args:
+        attention: the kernel; None leaves it to transformers.
+        calibration: a file with the model's own layers; None: the packaged one.
+
+    Raises:
+        VtpruneError: of any kind; FLOPs that can't be counted.
+    """
     shape.config.dtype = dtype
     text = shape.config.get_text_config()
-    model = build_skeleton(shape.config, options.attention)
-    calibration = None
-    if options.calibration is not None:
-        calibration = read_calibration(
-            options.calibration,
+    model = build_skeleton(shape.config, attention)
+    measured = None
+    if calibration is not None:
+        measured = read_calibration(
+            calibration,
             text.num_hidden_layers,
             model_type=str(shape.config.model_type),
             hidden=text.hidden_size,
         )
-    loaded = Loaded(shape.name, model, shape.files, shape.family, calibration)
+    loaded = Loaded(shape.name, model, shape.files, shape.family, measured)
     if isinstance(loaded.measured_decoder, cost.CostError):
         raise ModelError(
             f"{shape.name}: a profile needs FLOPs, and {loaded.measured_decoder.message}",
             "vtprune ask --compare and vtprune compare measure without them",
         )
-    if on_progress and not gpu:
-        on_progress("measuring this machine", 0, 0)
-    machine = machine_of_gpu(gpu, name_of(dtype)) if gpu else measure_machine(device, dtype)
-    weights = weigh(model, dtype.itemsize)
-    return ProfiledModel(loaded, device, dtype, machine, weights, options.attention)
+    return loaded
 
 
 def dtype_on(gpu: Gpu, dtype: torch.dtype) -> torch.dtype:

@@ -8,12 +8,15 @@ from statistics import mean
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from vtprune.errors import VtpruneError
 from vtprune.evaluation.bootstrap import FEWEST_FILES, relative_gap
-from vtprune.evaluation.profiling.profile import ProfileOptions, profile
-from vtprune.evaluation.profiling.prompts import parse_size
-from vtprune.evaluation.profiling.result import Profile, ProfileRow
+from vtprune.evaluation.profiling.profile import load_structure, plan_variant
+from vtprune.evaluation.profiling.prompts import ProfiledPrompts, largest_picture, parse_size
+from vtprune.evaluation.profiling.result import count_flops
+from vtprune.evaluation.profiling.rows import profile_variants
+from vtprune.evaluation.profiling.shapes import find_shape
 from vtprune.evaluation.reproduction.tables import PublishedRow, PublishedTable
 from vtprune.evaluation.variants import (
     SEEDS,
@@ -24,7 +27,9 @@ from vtprune.evaluation.variants import (
 )
 from vtprune.inference.csv_file import csv_text, flat
 from vtprune.inference.questions_file import list_number
+from vtprune.media import Limits
 from vtprune.models import EMBEDDED
+from vtprune.models.base import Sampling
 from vtprune.preset.spec import Preset
 
 if TYPE_CHECKING:
@@ -153,25 +158,64 @@ def list_rows(table: PublishedTable, seed: int | None = None) -> VariantList:
     return VariantList(tuple(variants), Preset(), seed or 0)
 
 
+@dataclass(frozen=True)
+class RowBudget:
+    """What a row leaves of an input, and saves.
+
+    Args:
+        left: layer -> visual tokens from there on.
+        flops: percent of prefill FLOPs saved.
+        warnings: what the reader should know.
+        error: why it can't cut the input; empty where it can.
+    """
+
+    left: Mapping[int, int] = field(default_factory=dict)
+    flops: float = 0.0
+    warnings: tuple[str, ...] = ()
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """The budgets of a table's rows, in their order, on an input of so many visual tokens."""
+
+    tokens: int
+    rows: tuple[RowBudget, ...]
+
+
 def count_budgets(
     table: PublishedTable,
     model: str | None,
     calibration: Path | None = None,
     on_progress: Progress | None = None,
-) -> Profile:
+) -> Budgets:
     """Count tokens and FLOPs of a table's rows, from a model's shape alone.
+
+    Nothing is run or timed, so that the counts are the same on every machine.
 
     Args:
         model: as of `profile`.
+
+    Raises:
+        VtpruneError: of any kind, with the way out.
     """
     size = table.image or table.video
     media = parse_size(size, "image" if table.image else "video") if size else None
-    options = ProfileOptions(
-        device="cpu", text_tokens=table.text_tokens, timed=False, calibration=calibration
-    )
-    presets = [row.preset for row in table.rows]
-    return profile(model, media, keeps=[1.0], presets=presets, options=options,
-                   on_progress=on_progress)  # fmt: skip
+    loaded = load_structure(find_shape(model), torch.float32, calibration=calibration)
+    prompts = ProfiledPrompts(
+        loaded, media or largest_picture(loaded), Sampling(), table.text_tokens, Limits(),
+        on_progress,
+    )  # fmt: skip
+    rows = []
+    for variant in profile_variants([1.0], [row.preset for row in table.rows])[1:]:
+        row = plan_variant(prompts, variant)
+        if row.error:
+            rows.append(RowBudget(error=row.error))
+            continue
+        flops, _ = count_flops(loaded, row, 1)
+        left = {cut.layer: cut.after for cut in row.cuts}
+        rows.append(RowBudget(left, 100 * flops.reduction, row.warnings))
+    return Budgets(len(prompts.distinct[0].layout), tuple(rows))
 
 
 def run_table(
@@ -210,7 +254,7 @@ def run_table(
 def put_beside(
     table: PublishedTable,
     model: str | None,
-    budgets: Profile | None,
+    budgets: Budgets | None,
     evaluation: Evaluation | None = None,
     asked: Sequence[Asked] = (),
     warnings: Sequence[str] = (),
@@ -226,13 +270,15 @@ def put_beside(
     for number, published in enumerate(table.rows):
         found = _Figures()
         if budgets is not None:
-            found.count(budgets.rows[1 + number])
+            found.count(budgets.rows[number])
         if evaluation is not None:
             by_name = {row.preset: row for row in evaluation.rows if row.role == "asked"}
             found.score(by_name[published.name], evaluation.rows[0], asked)
         rows.append(found.row(published))
-    tokens = None if budgets is None else budgets.input.visual_tokens
+    tokens = None if budgets is None else budgets.tokens
     notes = [*warnings, *(evaluation.warnings if evaluation else ())]
+    if evaluation is None and budgets is not None:
+        notes += [warning for row in budgets.rows for warning in row.warnings]
     if table.tokens is not None and tokens not in (None, table.tokens):
         notes.append(f"the published counts are of {table.tokens:,} visual tokens, and this model "
                      f"has {tokens:,}")  # fmt: skip
@@ -256,13 +302,12 @@ class _Figures:
         """Return the row."""
         return ReproducedRow(published, **{**vars(self), "errors": tuple(self.errors)})
 
-    def count(self, row: object) -> None:
-        """Take tokens and FLOPs of a profile's row."""
-        if not isinstance(row, ProfileRow):
-            self.errors.append(str(getattr(row, "error", "")))
+    def count(self, budget: RowBudget) -> None:
+        """Take tokens and FLOPs, or why there are none."""
+        if budget.error:
+            self.errors.append(budget.error)
             return
-        self.left = {stage.layer: stage.after for stage in row.tokens.stages}
-        self.flops = 100 * row.flops.reduction
+        self.left, self.flops = dict(budget.left), budget.flops
 
     def score(self, row: EvaluationRow, unpruned: EvaluationRow, asked: Sequence[Asked]) -> None:
         """Take what is retained of the unpruned model's quality, paired by question."""
