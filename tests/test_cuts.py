@@ -679,6 +679,7 @@ def test_frames_that_say_more_get_more() -> None:
     assert sum(counts["even"]) == sum(counts["entropy"]) == sum(counts["entropy-or-none"])
     assert counts["entropy"][0] < counts["even"][0]
     assert counts["entropy"][0] >= 1
+    assert counts["entropy-or-none"][0] == 0
 
 
 def test_a_split_needs_frames_or_tiles() -> None:

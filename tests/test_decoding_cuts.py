@@ -15,8 +15,8 @@ from transformers.cache_utils import DynamicLayer
 
 import vtprune
 from vtprune.engine.decoding import choose
-from vtprune.engine.kv_cache import fork_cache
-from vtprune.engine.trace import Trace
+from vtprune.engine.kv_cache import fork_cache, pruned_cache
+from vtprune.engine.trace import StageRecord, Trace
 from vtprune.errors import ModelError, PresetError
 from vtprune.evaluation.checking.oracle import dropped_later
 from vtprune.models.seams import cache_argument, cache_made
@@ -106,6 +106,17 @@ def test_a_hybrid_cuts_the_layers_that_have_keys(cache: str) -> None:
     model, batches = zoo.ready("qwen3_5", 8)
     batch = zoo.left_pad(batches[:1])
     check(model, batch, PRESETS["alone"], cache_implementation=cache)
+
+
+def test_a_cut_while_decoding_leaves_no_more_padding_than_the_longest_row_asks_for() -> None:
+    model = shared_model("llava_next")
+    with vtprune.pruning(model, PRESETS["alone"]) as trace:
+        oracle.generate(model, tiny.ragged("llava_next", model), 5)
+    (cut,) = trace.decoding
+    for columns in cut.columns:
+        tokens = (columns >= 0).sum(1)
+        assert columns.shape[1] == int(tokens.max())
+        assert len({*tokens.tolist()}) == 2
 
 
 def test_keep_1_changes_no_bit() -> None:
@@ -242,6 +253,42 @@ def test_question_aware_stages_leave_a_share_to_a_question_blind_method() -> Non
     for rows in zip(aware, mixed, blind, strict=True):
         assert len(rows[0]) == len(rows[1])
         assert rows[2] <= rows[1] != rows[0]
+
+
+@torch.no_grad()
+def test_a_share_for_later_questions_is_rounded_down_as_any_keep() -> None:
+    """Half of 7 tokens are 3; the method's own best 4 of the others are kept."""
+    model = shared_model("llava")
+    inputs = tiny.inputs("llava", model, "image")
+
+    def record(method: str, count: int, for_turns: float | None = None) -> StageRecord:
+        stage = {"at": 2, "method": method, "keep": (count + 0.5) / 16}
+        with vtprune.pruning(model, {"stages": [stage]}, keep_for_turns=for_turns) as trace:
+            model(**inputs)
+        assert trace.stages[0].before == [16]
+        return trace.stages[0]
+
+    (blind,), (aware,) = record("spread", 3).kept, record("fastv", 7).scores
+    assert aware is not None
+    scores = aware.by_column()
+    others = sorted(scores.keys() - {*blind}, key=lambda column: -scores[column])
+    assert record("fastv", 7, 0.5).kept == [sorted([*blind, *others[:4]])]
+
+
+@torch.no_grad()
+def test_a_second_picture_counts_from_where_its_conversation_began() -> None:
+    model = shared_model("llava")
+    turns = [tiny.inputs("llava", model, "image", seed=seed) for seed in (0, 1)]
+    ids = torch.cat([turn["input_ids"] for turn in turns], dim=1)
+    with vtprune.pruning(model, PRESETS["alone"]):
+        cache = model(**turns[0], use_cache=True).past_key_values
+        given = {**turns[1], "attention_mask": torch.ones_like(ids)}
+        model(**given, **{oracle.CACHE: cache}, use_cache=True)
+    pruned = pruned_cache(cache)
+    assert pruned is not None
+    assert pruned.decoding is not None
+    visual = (ids[0] == model.config.image_token_id).nonzero().squeeze(1)
+    assert torch.equal(pruned.decoding.visual[0], visual)
 
 
 @pytest.mark.parametrize(

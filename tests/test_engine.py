@@ -228,6 +228,32 @@ def test_random_is_the_same_alone_in_a_batch_and_in_beams(name: str) -> None:
     assert trace.stages[0].kept[0] != kept[0]
 
 
+def test_every_random_stage_draws_by_a_seed_of_its_own() -> None:
+    model = shared_model("llava")
+    stages = [{"at": at, "method": "random", "keep": keep} for at, keep in ((1, 0.6), (3, 0.3))]
+    with torch.no_grad(), vtprune.pruning(model, {"stages": stages}, seed=5) as trace:
+        model(**tiny.inputs("llava", model, "image"))
+    left = trace.layouts[0].columns
+    for number, record in enumerate(trace.stages):
+        draw = torch.randperm(len(left), generator=torch.Generator().manual_seed(5 * 1009 + number))
+        left = left[draw.topk(record.after[0]).indices.sort().values]
+        assert record.kept == [left.tolist()]
+
+
+def test_a_stage_that_leaves_all_that_is_there_chooses_nothing() -> None:
+    model = shared_model("llava")
+    stages = [
+        {"at": 1, "method": "random", "keep": 0.3},
+        {"at": 3, "method": "fastv", "keep": 0.3},
+    ]
+    with torch.no_grad(), vtprune.pruning(model, {"stages": stages}) as trace:
+        model(**tiny.inputs("llava", model, "image"))
+    first, second = trace.stages
+    assert second.before == second.after == first.after
+    assert second.kept == first.kept
+    assert second.scores == [None]
+
+
 @pytest.mark.parametrize("schedule", ["one_layer", "input_and_layer"])
 @pytest.mark.parametrize("name", tiny.MODELS)
 def test_beams_score_what_forced_decoding_of_their_answer_scores(name: str, schedule: str) -> None:
@@ -468,6 +494,30 @@ def test_text_alone_is_left_alone() -> None:
     with vtprune.pruning(model, BOTH) as trace:
         assert torch.equal(oracle.generate(model, inputs, steps=3)[1], expected)
     assert trace.prefills == 0
+
+
+def test_text_behind_a_prompt_whose_encoder_failed_is_left_alone() -> None:
+    model = shared_model("llava")
+    text = tiny.inputs("llava", model, "text")
+    expected = oracle.generate(model, text, steps=2)[1]
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    with vtprune.pruning(model, BOTH) as trace:
+        hook = model.model.vision_tower.register_forward_pre_hook(fail)
+        with pytest.raises(RuntimeError, match="out of memory"), torch.no_grad():
+            model(**tiny.inputs("llava", model, "image"))
+        hook.remove()
+        assert torch.equal(oracle.generate(model, text, steps=2)[1], expected)
+    assert trace.prefills == 0
+
+
+def test_a_placeholder_without_pictures_is_refused_in_a_short_prompt_too() -> None:
+    model = shared_model("llava")
+    ids = torch.tensor([[65, model.config.image_token_id]])
+    with vtprune.pruning(model, BOTH), pytest.raises(ModelError, match="no pictures for them"):
+        model(input_ids=ids, attention_mask=torch.ones_like(ids))
 
 
 def test_modalities_can_have_their_own_stages_and_keeps() -> None:

@@ -10,14 +10,18 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from browser import screenshot
 from click.testing import CliRunner, Result
+from conftest import shared_model
 from PIL import Image
 from torch import nn
+from transformers import PreTrainedModel
 
 import vtprune
 from vtprune import VtpruneError
@@ -28,8 +32,10 @@ from vtprune.demo.samples import Sample, samples, write_file
 from vtprune.demo.world import generator, make_picture
 from vtprune.engine import pruning
 from vtprune.engine.answer_attention import AnswerAttention
+from vtprune.engine.replay import MaskedKeys, Replay, note_decoder_call
 from vtprune.engine.segments import Segments
 from vtprune.engine.trace import Trace
+from vtprune.errors import ModelError
 from vtprune.inference.evidence import METHODS, MapSettings
 from vtprune.inference.evidence.answer_parts import split_answer
 from vtprune.inference.evidence.ask import UNPRUNED, ExplainedAnswer, answer_to_explain
@@ -220,6 +226,98 @@ def test_one_input_of_a_segment_is_held() -> None:
     assert not segments.inputs
 
 
+def test_states_that_were_changed_between_two_layers_begin_a_segment() -> None:
+    """As a decoder does that adds visual features to them in place."""
+
+    def square(hidden_states: torch.Tensor) -> torch.Tensor:
+        return 0.5 * (hidden_states * hidden_states)
+
+    run = functools.partial(Segments(4).run, Arguments(square), square)
+    slopes = []
+    for layer in (square, run):
+        first = states = torch.tensor([0.1, 0.2, 0.3], requires_grad=True)
+        for number in range(4):
+            states = layer(states)  # type: ignore[assignment]
+            if number == 0:
+                states.add_(1)
+        slopes.append(torch.autograd.grad(states.sum(), first)[0])
+    assert torch.equal(*slopes)
+
+
+def replay_of(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> Replay:
+    """A prompt's pass through the decoder, of which the last two predictions are wanted."""
+    structure = find_structure(model)
+    with note_decoder_call(structure) as call, torch.no_grad():
+        model(**inputs, use_cache=False)
+    marks = torch.isin(inputs["input_ids"][0], torch.tensor([*structure.placeholder_ids()]))
+    return Replay(structure, call, marks.nonzero().squeeze(1), 2)
+
+
+def test_a_masked_token_is_seen_by_itself_alone() -> None:
+    """A prompt may begin with one, which then has nothing else to see."""
+    replay = replay_of(shared_model("llava"), tiny.inputs("llava", shared_model("llava"), "image"))
+    columns, hidden = torch.tensor([[True, False, True, False]]), torch.zeros(1, 4, 8)
+    mask = replay.mask_keys(None, columns, hidden)
+    expected = [[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [0, 1, 0, 1]]
+    assert isinstance(mask, torch.Tensor)
+    assert mask[0, 0].int().tolist() == expected
+    causal = torch.ones(1, 1, 4, 4).tril()
+    for given in (causal.bool(), causal.log().clamp_min(-1e9)):
+        again = replay.mask_keys(given, columns, hidden)
+        assert isinstance(again, torch.Tensor)
+        assert (again[0, 0] > -1 if given.is_floating_point() else again[0, 0]).tolist() == (
+            mask[0, 0].tolist()
+        )
+
+
+@torch.no_grad()
+def test_a_window_counts_the_tokens_that_are_left_out() -> None:
+    """Left out of the sequence, they would let others back into the window."""
+    model = tiny.model("llava_next_mistral")
+    model.get_decoder().config.sliding_window = 16
+    replay = replay_of(model, tiny.inputs("llava_next_mistral", model, "image"))
+    kept = torch.ones(1, len(replay.columns), dtype=torch.bool)
+    kept[0, ::2] = False
+    alone = replay.alone(kept)
+    torch.testing.assert_close(alone, replay.masked(~kept), atol=1e-5, rtol=1e-4)
+    model.get_decoder().config.sliding_window = None
+    wide = replay_of(model, tiny.inputs("llava_next_mistral", model, "image"))
+    assert float((wide.alone(kept) - alone).abs().max()) > 1e-4
+
+
+@torch.no_grad()
+def test_keys_that_pruning_drops_between_layers_are_masked_from_there_on_too() -> None:
+    model = shared_model("llava")
+    replay = replay_of(model, tiny.inputs("llava", model, "image"))
+    columns = torch.zeros(1, replay.length, dtype=torch.bool)
+    columns[:, replay.columns[:5]] = True
+    nothing = torch.zeros(1, len(replay.columns), dtype=torch.bool)
+    five = nothing.clone()
+    five[:, :5] = True
+    expected = replay.masked(five, layer=2)
+    replay.always = (MaskedKeys(2, columns),)
+    assert torch.equal(replay.masked(nothing, layer=0), expected)
+
+
+@torch.no_grad()
+def test_a_model_that_collects_its_states_is_replayed_alike() -> None:
+    """Transformers' hooks that collect them read the first argument by place."""
+    model = tiny.model("llava")
+    inputs = tiny.inputs("llava", model, "image")
+    replay = replay_of(model, inputs)
+    masked = torch.zeros(1, len(replay.columns), dtype=torch.bool)
+    masked[0, :5] = True
+    expected = replay.masked(masked)
+    model.get_decoder().config.output_hidden_states = True
+    assert torch.equal(replay_of(model, inputs).masked(masked), expected)
+
+
+def test_the_text_of_a_replay_has_no_placeholders(monkeypatch: pytest.MonkeyPatch) -> None:
+    replay = replay_of(shared_model("llava"), tiny.inputs("llava", shared_model("llava"), "image"))
+    monkeypatch.setattr(type(replay.structure), "placeholder_ids", lambda _: {0, 1, 3})
+    assert replay.text_id == 2
+
+
 def test_leaving_tokens_out_equals_masking_them(one_answer: ExplainedAnswer) -> None:
     probe = one_answer.probe(Passes(99))
     kept = Cells.of(probe.layout).windows(2, 1)[3:6]
@@ -271,6 +369,12 @@ def test_a_window_s_row_is_of_the_last_keys() -> None:
     reading.sums[10] = [torch.arange(10.0), torch.arange(100.0, 105.0)]  # the next: keys 6 to 10
     rows = reading.to_visual(Trace(layouts=[layout]), 10)
     assert rows.tolist() == [[2, 3, 6], [0, 0, 100]]
+
+
+def test_the_attention_of_a_batch_is_not_read() -> None:
+    call = SimpleNamespace(query=torch.zeros(2, 1, 1, 4))
+    with pytest.raises(ModelError, match="one prompt at a time"):
+        AnswerAttention().take(0, call)  # type: ignore[arg-type]
 
 
 def test_explaining_changes_neither_answer_nor_model(clip: tuple[Path, Sample]) -> None:

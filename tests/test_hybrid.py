@@ -139,6 +139,13 @@ def test_pruned_is_the_loop_over_the_layers(model_type: str, prompts: str, cut: 
     assert_loop(model_type, prompts, CUTS[cut])
 
 
+def test_a_bias_by_distances_counts_columns_from_the_first_layer_on() -> None:
+    """Inkling's, which has one in every layer; the others of the kind run with --zoo."""
+    if zoo.is_broken("inkling_mm_model"):
+        pytest.skip("this transformers can't run the class, pruned or not")
+    assert_loop("inkling_mm_model", "one", CUTS["input"])
+
+
 def test_keep_1_changes_no_bit(model_type: str) -> None:
     model, batches = hybrid(model_type)
     for prompts, batch in batches.items():

@@ -15,6 +15,7 @@ from conftest import save_clip, save_noise
 import vtprune
 from vtprune.cli import cli
 from vtprune.engine import video_segments as segments
+from vtprune.engine.inputs import PreparedInputs
 from vtprune.errors import MediaError, ModelError, PresetError
 from vtprune.inference import long_video
 from vtprune.inference.generate import Generation
@@ -22,8 +23,10 @@ from vtprune.inference.long_video import Shares
 from vtprune.inference.report import Report
 from vtprune.inference.time_segments import time_segments
 from vtprune.media import open_source, read, read_parts
+from vtprune.models.base import Inputs
 from vtprune.models.loading import Loaded, Opened, load
 from vtprune.preset import load_preset, override
+from vtprune.tokens.layout import NEWLINE, box, join, single
 
 FEW = ("llava_onevision", "qwen2_5_vl", "internvl")
 FAMILIES = (
@@ -245,6 +248,22 @@ def test_segments_of_pictures_alone_are_told_of(loaded: Loaded, picture: Path) -
     assert warning in ask(loaded, picture, method="random", keep=0.3, stream=True)[0].warnings
     preset = {"keep": 0.3, "stream": True, "stages": [{"at": "input", "method": "random"}]}
     assert warning not in ask(loaded, picture, preset=preset)[0].warnings
+
+
+def test_what_was_encoded_before_is_of_one_prompt_alone() -> None:
+    tensors = {"input_ids": torch.zeros(1, 2, dtype=torch.long)}
+    prompt = Inputs(tensors, "?", encoded={"video": "features"})
+    assert PreparedInputs.of(tensors, [prompt]).encoded == {"video": "features"}
+    assert not PreparedInputs.of(tensors, [prompt, prompt]).encoded
+
+
+def test_a_token_that_is_missing_is_a_newline_or_refused() -> None:
+    """Some models add a video's newline themselves, behind the features of its last segment."""
+    features = segments.Features(torch.zeros(4, 2))
+    patches, newline = box(1, 2, 2), single(NEWLINE, row=1, col=2)
+    assert segments.fit_to_layout(features, join([patches, newline]), "m") == (features, 1)
+    with pytest.raises(ModelError, match="gave 4 features, and it has 5 tokens"):
+        segments.fit_to_layout(features, box(1, 1, 5), "m")
 
 
 def test_a_tower_that_mixes_frames_is_refused(

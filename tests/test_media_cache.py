@@ -20,9 +20,12 @@ from conftest import save_clip, save_noise
 import vtprune
 from vtprune.cli import cli
 from vtprune.disk_cache import SUFFIX, DiskCache
-from vtprune.engine.encoded_rows import join
+from vtprune.engine.encoded_rows import join, split_call
+from vtprune.engine.features_on_disk import load_features, store_features
+from vtprune.engine.inputs import PixelView
 from vtprune.engine.vision_encoder import EncoderHooks
 from vtprune.errors import VtpruneError
+from vtprune.models.encoder_cache import EncoderCache
 
 SHORT = vtprune.Generation(max_new_tokens=3)
 HALF: dict[str, Any] = {"method": "random", "at": 1, "keep": 0.5}
@@ -272,6 +275,75 @@ def test_a_cache_that_is_no_folder_is_refused_before_the_model_is_read(tmp_path:
 def test_features_of_other_forms_are_not_joined() -> None:
     with pytest.raises(ValueError, match="differ"):
         join([{"pooler_output": 1}, {"pooler_output": 2}])
+
+
+def test_features_of_layers_are_joined_layer_by_layer() -> None:
+    layers = [[torch.full((n, 1), n + added) for added in (0.0, 9.0)] for n in (1, 2)]
+    joined = join([{"deepstack_features": of_prompt} for of_prompt in layers])
+    assert isinstance(joined, dict)
+    rows = [layer.flatten().tolist() for layer in joined["deepstack_features"]]
+    assert rows == [[1, 2, 2], [10, 11, 11]]
+
+
+# -- calls of a batch ------------------------------------------------------------------------------
+
+
+def view(*rows: dict[str, torch.Tensor]) -> PixelView:
+    """A batch of prompts, of which not all have all inputs."""
+    tensors = {name: torch.cat([row[name] for row in rows if name in row]) for name in rows[0]}
+    return PixelView(tensors, [[]] * len(rows), rows=rows)
+
+
+def test_a_prompt_without_media_has_no_encoder_call() -> None:
+    pixels = {"pixel_values": torch.arange(6.0).view(2, 3)}
+    batch = view(pixels, {}, {"pixel_values": torch.ones(1, 3)})
+    calls = split_call((), {"pixel_values": batch.tensors["pixel_values"], "scale": 2}, batch)
+    assert calls is not None
+    assert [call.row for call in calls] == [0, 2]
+    assert torch.equal(calls[0].kwargs["pixel_values"], pixels["pixel_values"])  # type: ignore[arg-type]
+    assert calls[1].kwargs["scale"] == 2
+
+
+def test_a_call_of_which_a_prompt_has_only_a_part_is_not_taken_apart() -> None:
+    sizes = torch.ones(1, 2, dtype=torch.long)
+    batch = view({"pixel_values": torch.ones(1, 3), "image_sizes": sizes}, {"image_sizes": sizes})
+    assert split_call((), dict(batch.tensors), batch) is None
+
+
+def test_an_argument_by_place_is_known_by_its_memory_and_not_by_its_shape() -> None:
+    first, second = torch.ones(1, 3), torch.full((1, 3), 2.0)
+    batch = view(
+        {"pixel_values": first, "pixel_values_videos": -first},
+        {"pixel_values": second, "pixel_values_videos": -second},
+    )
+    calls = split_call((batch.tensors["pixel_values_videos"],), {}, batch)
+    assert calls is not None
+    assert [call.args[0].tolist() for call in calls] == [[[-1] * 3], [[-2] * 3]]  # type: ignore[attr-defined]
+    assert split_call((torch.zeros(2, 3),), {}, batch) is None
+
+
+# -- entries ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_features_come_back_in_the_kind_of_sequence_that_they_were_in(
+    kind: type, tmp_path: Path
+) -> None:
+    cache = EncoderCache(DiskCache(tmp_path), "m")
+    features = kind([torch.ones(2, 3), torch.zeros(1, 3)])
+    store_features(cache, "k", features, None)
+    loaded = load_features(cache, "k", torch.device("cpu"))
+    assert loaded is not None
+    assert type(loaded[0]) is kind
+    assert [part.tolist() for part in loaded[0]] == [part.tolist() for part in features]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("notes", [["output"], ["output", None, 5], ["output", None, []]])
+def test_entries_of_another_form_are_not_read(notes: list[object], tmp_path: Path) -> None:
+    """Too few notes, names that are no list, and tensors by another name."""
+    cache = EncoderCache(DiskCache(tmp_path), "m")
+    cache.disk.store("k", {"x": torch.ones(2)}, notes)
+    assert load_features(cache, "k", torch.device("cpu")) is None
 
 
 # -- the commands ----------------------------------------------------------------------------------

@@ -198,6 +198,21 @@ def test_a_light_in_a_tokens_box_changes_that_token() -> None:
     assert check_lights(loaded_of("gemma4"), lights("mixed")) > 3
 
 
+@torch.no_grad()
+def test_fewer_logits_are_the_last_of_all_also_where_they_begin_with_a_dropped_token() -> None:
+    """Decoders (from 5.20 on) go on with so many tokens alone where layers take over keys."""
+    model = shared_model("gemma4", "eager")
+    inputs = tiny.inputs("gemma4", model, "image")
+    last = int((inputs["input_ids"][0] == model.config.image_token_id).nonzero()[-1])
+    fewer = inputs["input_ids"].shape[1] - last
+    stages = [{"at": 2, "method": "random", "keep": 0.5}]
+    with vtprune.pruning(model, {"stages": stages}, seed=1) as trace:
+        logits = model(**inputs).logits
+        short = model(**inputs, logits_to_keep=fewer).logits
+    assert last not in trace.stages[0].kept[0]
+    torch.testing.assert_close(short, logits[:, -fewer:])
+
+
 @pytest.mark.parametrize("template", [True, False])
 @pytest.mark.parametrize("name", NAMES)
 def test_without_a_chat_template_the_official_one_is_taken(name: str, template: bool) -> None:

@@ -286,6 +286,35 @@ def test_a_layer_places_new_queries_after_the_keys_that_it_holds() -> None:
         assert taken.tolist() == places
 
 
+def test_a_further_turn_counts_chunks_from_where_its_conversation_began() -> None:
+    """A row of the first turn was padded; its second turn has padding of its own."""
+    valid = torch.tensor([[False, True], [True, True]])
+    assert sequence_of(valid).starts.tolist() == [1, 0]
+    past = PrunedCache(columns=5, starts=torch.tensor([0, 2]))
+    assert sequence_of(valid, past).starts.tolist() == [0, 2]
+    assert sequence_of(valid, PrunedCache(columns=5)).starts.tolist() == [0, 0]
+
+
+def test_rows_of_a_cut_cache_are_taken_of_all_that_is_noted_of_each() -> None:
+    cache, keys = DynamicCache(), torch.zeros(2, 1, 3, 2)
+    cache.update(keys, keys, 0)
+    PrunedCache(
+        columns=3,
+        valid=[torch.tensor([[False, True, True], [True, True, True]])],
+        key_columns=[torch.tensor([[-1, 1, 2], [0, 1, 2]])],
+        starts=torch.tensor([1, 0]),
+        shifts=[torch.tensor([4, 5])],
+        last_positions=torch.tensor([[7, 8]]),
+    ).tie(cache)
+    cache.reorder_cache(torch.tensor([1, 0]))
+    taken = cache._vtprune  # type: ignore[attr-defined]
+    assert taken.valid[0].tolist() == [[True] * 3, [False, True, True]]
+    assert taken.key_columns[0].tolist() == [[0, 1, 2], [-1, 1, 2]]
+    assert taken.starts.tolist() == [0, 1]
+    assert taken.shifts[0].tolist() == [5, 4]
+    assert taken.last_positions.tolist() == [[8, 7]]
+
+
 def test_a_crop_of_a_cut_cache_goes_back_to_the_last_token_that_is_left() -> None:
     cache, keys = DynamicCache(), torch.zeros(1, 1, 6, 2)
     cache.update(keys, keys, 0)

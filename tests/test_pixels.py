@@ -289,6 +289,33 @@ def test_features_that_are_kept_are_not_those_of_another_tolerance() -> None:
     assert len(encoded) == 2
 
 
+def test_features_that_are_kept_are_those_of_the_frames_that_stayed() -> None:
+    """A stage that keeps 4 of 33 tokens has features of one frame alone."""
+    model = shared_model("llava_onevision")
+    inputs = prompts("llava_onevision", model, "video", "one")
+    media = shown(model, inputs, None)
+    encoded: FeatureCache = {}
+    logits = []
+    for stage, features in (({**STAGE, "keep": 0.05}, encoded), (STAGE, encoded), (STAGE, None)):
+        given = PreparedInputs((), features, media)
+        with vtprune.pruning(model, {"stages": [stage]}, inputs=given):
+            logits.append(oracle.generate(model, inputs, steps=1)[1])
+    assert torch.equal(logits[1], logits[2])
+    assert len(encoded) == 2
+
+
+def test_pixels_that_were_changed_in_place_are_encoded_anew() -> None:
+    model = shared_model("llava")
+    inputs = tiny.inputs("llava", model, "image")
+    encoded: FeatureCache = {}
+    for _ in range(2):
+        inputs["pixel_values"].mul_(-1)
+        with vtprune.pruning(model, {"stages": [{"at": 2, "method": "random", "keep": 1.0}]},
+                             inputs=PreparedInputs((), encoded)):  # fmt: skip
+            logits = oracle.generate(model, inputs, steps=1)[1]
+        assert torch.equal(logits, oracle.generate(model, inputs, steps=1)[1])
+
+
 # -- what is refused ------------------------------------------------------------------------------
 
 

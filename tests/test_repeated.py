@@ -9,11 +9,14 @@ import oracle
 import pytest
 import tiny
 import torch
-from conftest import answer_together
+from conftest import answer_together, shared_model
 from PIL import Image, ImageDraw
 
 import vtprune
 from vtprune.engine.inputs import PreparedInputs
+from vtprune.engine.pixel_selection import PixelSelection, select_pixels
+from vtprune.engine.plan import PruningPlan
+from vtprune.engine.trace import Trace
 from vtprune.errors import PresetError
 from vtprune.inference.generate import Generation
 from vtprune.inference.prepare import encode as ready_inputs
@@ -22,7 +25,10 @@ from vtprune.media import Limits
 from vtprune.models import splitting
 from vtprune.models.base import Sampling
 from vtprune.models.loading import load
+from vtprune.models.structure import find_structure
+from vtprune.preset import load_preset, override
 from vtprune.pruners.repeated import Repeated, patch_changes, smallest_threshold
+from vtprune.tokens.layout import NEWLINE, Layout, box, join, lay_out, single
 from vtprune.tokens.units import Units
 
 PRESET = {"stages": [{"at": "pixels", "method": "repeated"}]}
@@ -87,6 +93,55 @@ def test_tiles_are_compared_each_with_its_own() -> None:
     media = [Units("image", pixels, regions=regions) for pixels in (tiles, second)]
     (_, masks) = Repeated().keep_patches(media, [[(2, 2), (1, 1), (2, 2)]] * 2, [[4, 9, 4]] * 2, 99)
     assert [mask.tolist() for mask in masks] == [[[False] * 2] * 2, [[True]], [[False] * 2] * 2]
+
+
+def with_a_newline(keep: float | None = None) -> tuple[PixelSelection, list[str]]:
+    """Two pictures of 4 x 4 patches and a newline; two patches of the second one changed."""
+    changed = grey()
+    changed[0, :, :8, :8] += 50
+    changed[0, :, 8:16, :8] += 20
+    grid = join([box(1, 4, 4), single(NEWLINE, row=3, col=4)])
+    layout = lay_out({"image": torch.arange(34)}, {"image": [grid, grid]})
+    units = [Units("image", pixels) for pixels in (grey(), changed)]
+    return select(layout, units, keep)
+
+
+def select(
+    layout: Layout, units: list[Units], keep: float | None = None
+) -> tuple[PixelSelection, list[str]]:
+    """What a stage at `pixels` keeps, and its warnings."""
+    trace, structure = Trace(), find_structure(shared_model("llava_onevision"))
+    preset = load_preset(PRESET)
+    plan = PruningPlan(override(preset, keep=keep) if keep else preset, structure, None, trace)
+    return select_pixels(plan, [layout], [units]), trace.warnings
+
+
+def test_a_newline_stays_where_any_patch_of_its_picture_does() -> None:
+    selection, _ = with_a_newline()
+    assert selection.dropped[0].tolist() == [*range(18, 21), *range(22, 33)]
+
+
+def test_newlines_count_in_the_budget() -> None:
+    """20 of 34 tokens are left; 19 are 16 patches, one that changed, and two newlines."""
+    selection, warnings = with_a_newline(0.56)
+    assert selection.dropped[0].tolist() == list(range(18, 33))
+    assert warnings == []
+
+
+def test_a_keep_that_is_just_met_is_not_warned_of() -> None:
+    selection, warnings = with_a_newline(0.59)  # 20 of 34
+    assert len(selection.dropped[0]) == 14
+    assert warnings == []
+    assert "only 20 of 34" in with_a_newline(0.62)[1][0]  # 21
+
+
+def test_a_picture_that_repeats_nothing_is_encoded_whole_with_the_tile_that_has_no_tokens() -> None:
+    """So that its features are those without pruning, bit for bit: the tile is padding."""
+    grid = join([box(1, 2, 2), box(1, 2, 2, tile=1)])
+    layout = lay_out({"image": torch.arange(8)}, {"image": [grid]})
+    tiles = torch.cat([grey(1), grey(2), grey(3)])
+    selection, _ = select(layout, [Units("image", tiles, regions=splitting.regions(1, 2))])
+    assert selection.rows_of("image").tolist() == [True, True, True]
 
 
 # -- in every family ------------------------------------------------------------------------------

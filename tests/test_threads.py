@@ -24,8 +24,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging
 
 import vtprune
-from vtprune.engine.hooks import POINTS
-from vtprune.engine.trace import Trace
+from vtprune.device import Duration
+from vtprune.engine.hooks import POINTS, Hooks
+from vtprune.engine.trace import DecodeCut, Trace
 from vtprune.errors import ModelError, VtpruneError
 from vtprune.inference.answer_questions import answer_questions
 from vtprune.inference.generate import Generation
@@ -434,6 +435,17 @@ def test_the_model_is_as_before_once_all_blocks_are_closed_in_any_order(
     assert not any(POINTS in vars(module) for module in model.modules())
 
 
+def test_a_method_that_was_replaced_before_is_put_back() -> None:
+    """As accelerate does, which sets a module's `forward` as an attribute of its own."""
+    owner = torch.nn.Linear(1, 1)
+    owner.forward = earlier = lambda states: states + 1  # type: ignore[method-assign]
+    hooks = Hooks(None)
+    hooks.replace(owner, "forward", lambda forward, states: 10 * forward(states))
+    assert owner(torch.ones(1)).tolist() == [20]
+    hooks.remove()
+    assert owner.forward is earlier
+
+
 # -- a block that is left while a thread generates -----------------------------------------------
 
 
@@ -685,6 +697,16 @@ def test_a_trace_is_of_one_prefill_never_of_two() -> None:
     assert not mixed
     assert trace.prefills == 16
     assert len(trace.warnings) == len(set(trace.warnings))
+
+
+def test_a_snapshot_is_not_changed_by_later_steps() -> None:
+    trace = Trace()
+    trace.warn("first")
+    before = trace.snapshot()
+    trace.warn("second")
+    trace.decoding.append(DecodeCut(1, (torch.tensor([[-1, 0, 2]]),), [[1]], Duration()))
+    assert (before.warnings, before.decoding) == (["first"], [])
+    assert trace.decoding[0].left(0, 0) == [0, 2]  # without the padding
 
 
 def test_a_prefill_that_raises_leaves_the_trace_of_the_last_one_that_ended() -> None:

@@ -197,6 +197,14 @@ def test_a_model_that_drops_tokens_of_videos_itself_is_refused() -> None:
     assert "model.video_pruning_rate = 0 in Python" in caught.value.hint
 
 
+def test_queries_scaled_by_their_place_are_so_by_columns_where_no_layer_has_a_window() -> None:
+    """A prompt that is longer than the scale's step, and shorter than the model's chunks."""
+    model, (_, batch) = zoo.ready("llama4")
+    for layer in find_structure(model).layers:
+        layer.self_attn.floor_scale, layer.self_attn.attn_scale = 8, 0.5  # type: ignore[union-attr]
+    check(model, batch, STAGES["input"])
+
+
 def test_a_picture_in_several_pieces_of_a_prompt_is_refused() -> None:
     """transformers gives each piece the features of its own placeholders."""
     model, (batch, _) = zoo.ready("aria")

@@ -522,7 +522,7 @@ class PlannedBatch:
             for stage in stages:
                 before = left[stage.group.modality]
                 after = [
-                    most if cut is None else min(most, cut.count)
+                    most if cut is None else cut.count
                     for most, cut in zip(before, stage.cuts, strict=True)
                 ]
                 left[stage.group.modality] = after
