@@ -387,9 +387,11 @@ def test_a_default_calibration_is_said_once_and_only_where_it_is_used() -> None:
     plan({"keep": 0.5, "stages": [{"at": 2, "method": "random"}]}, trace)
     assert trace.warnings == []
     plan({"keep": 0.5, "stages": [{"at": "ecl", "method": "random"}]}, trace)
+    plan({"keep": 0.5, "stages": [{"at": "ecl", "method": "random"}]}, trace)
+    assert [warning[:30] for warning in trace.warnings] == ["ecl 2 by default, not measured"]
     plan({"keep": 0.5, "stages": [{"at": "horizon", "method": "random"}]}, trace)
-    assert len(trace.warnings) == 1
-    assert "by default, not measured" in trace.warnings[0]
+    assert len(trace.warnings) == 2
+    assert trace.warnings[1].startswith("horizon 4 by default, not measured")
 
 
 def test_keep_one_needs_no_stage_to_fit_the_model() -> None:

@@ -207,11 +207,11 @@ class PruningPlan:
         calibration = self.calibration
         if calibration is None:
             calibration, warnings = find_calibration(
-                self.structure.model_type, self.num_layers, self.structure.hidden_size
-            )
-            if any(stage.at in ("ecl", "horizon") for stage in stages):
-                for warning in warnings:
-                    self.trace.warn(warning)
+                self.structure.model_type, self.num_layers, self.structure.hidden_size,
+                {str(stage.at) for stage in stages},
+            )  # fmt: skip
+            for warning in warnings:
+                self.trace.warn(warning)
         cuts: list[tuple[StageSpec, Place]] = []
         for stage in stages:
             self.check(stage)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -38,16 +38,19 @@ class Calibration:
     origin: str
 
 
-def find_calibration(model_type: str, layers: int, hidden: int) -> tuple[Calibration, list[str]]:
+def find_calibration(
+    model_type: str, layers: int, hidden: int, used: Collection[str] = ("ecl", "horizon")
+) -> tuple[Calibration, list[str]]:
     """Return the packaged calibration of a model, with defaults for what nobody published.
 
     Args:
         model_type: `config.model_type`.
         layers: number of decoder layers.
         hidden: width of the decoder.
+        used: the figures that are asked for.
 
     Returns:
-        the calibration, and a warning for the figures that are defaults.
+        the calibration, and a warning for those of the figures used that are defaults.
     """
     model = (model_type, layers, hidden)
     entry: Mapping[str, Any] = {}
@@ -64,9 +67,9 @@ def find_calibration(model_type: str, layers: int, hidden: int) -> tuple[Calibra
         sources={**entry.get("sources", {}), **dict.fromkeys(missing, "default")},
         origin="packaged" if entry else "default",
     )
-    if not missing:
+    chosen = " and ".join(f"{figure} {missing[figure]}" for figure in missing if figure in used)
+    if not chosen:
         return calibration, []
-    chosen = " and ".join(f"{figure} {layer}" for figure, layer in missing.items())
     return calibration, [
         f"{chosen} by default, not measured: no figure is published for {model_type} with "
         f"{layers} layers of width {hidden}; --calibration FILE sets them"
