@@ -301,6 +301,9 @@ def test_the_lowest_keep_that_loses_nothing_is_found(
     assert "# fast at keep 0.3 keeps at least 98 % of the unpruned model's answers" in text
     assert "held out: 154 questions about 154 files: 100.0% kept (lower bound 98.1%)" in text
     assert "searched: 76 questions about 76 files" in text
+    assert "ecl 2 (default), horizon 4 (default)" in text
+    (warning,) = [one for one in found.warnings if "by default" in one]
+    assert warning.startswith("horizon 4 by default")  # neither preset cuts at ecl
     told = found.to_dict()
     assert told["reason"] == ""
     assert told["claim"] in text

@@ -32,6 +32,7 @@ from vtprune.evaluation.variants import (
     UNPRUNED,
     Variant,
     VariantList,
+    all_stages,
     list_variants,
     unpruned_variant,
 )
@@ -244,14 +245,15 @@ def tune(
     results = dict(zip(map(id, order), tested, strict=True))
     trials = [results.get(id(trial), _not_tested(trial, plan.floor)) for trial in trials]
     reason, needed = explain(plan, trials, tested)
-    places, notes = loaded.find_calibration()
+    used = {str(stage.at) for trial in trials for stage in all_stages(trial.variant.preset)}
+    places, notes = loaded.find_calibration(used)
     return Tuning(
         trials=tuple(trials),
         tested=tuple(tested),
         floor=plan.floor,
         quality="accuracy" if plan.labelled else "agreement",
         model=describe_model(loaded),
-        places=f"ecl {places.ecl}, horizon {places.horizon} ({places.origin})",
+        places=f"{places.describe('ecl')}, {places.describe('horizon')}",
         sampling=settings.sampling,
         search=plan.size(False),
         held_out=plan.size(True),

@@ -171,16 +171,23 @@ class Loaded:
             raise self.measured_decoder
         return self.measured_decoder
 
-    def find_calibration(self) -> tuple[Calibration, list[str]]:
+    def find_calibration(
+        self, used: Collection[str] = ("ecl", "horizon")
+    ) -> tuple[Calibration, list[str]]:
         """Return the calibration from the user's file, else the packaged one or defaults.
 
+        Args:
+            used: the figures that are asked for.
+
         Returns:
-            the calibration, and a warning for the figures that are defaults.
+            the calibration, and a warning for those of the figures used that are defaults.
         """
         if self.calibration is not None:
             return self.calibration, []
         structure = find_structure(self.model)
-        return find_calibration(structure.model_type, len(structure.layers), structure.hidden_size)
+        return find_calibration(
+            structure.model_type, len(structure.layers), structure.hidden_size, used
+        )
 
 
 @dataclass(frozen=True, eq=False)

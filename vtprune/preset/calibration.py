@@ -37,6 +37,11 @@ class Calibration:
     sources: Mapping[str, str]
     origin: str
 
+    def describe(self, figure: str) -> str:
+        """Return where "ecl" or "horizon" is, and who says so: "ecl 2 (default)"."""
+        source = "default" if self.sources.get(figure) == "default" else self.origin
+        return f"{figure} {getattr(self, figure)} ({source})"
+
 
 def find_calibration(
     model_type: str, layers: int, hidden: int, used: Collection[str] = ("ecl", "horizon")
