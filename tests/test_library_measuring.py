@@ -69,6 +69,28 @@ def test_a_calibration_and_a_tuning_are_data(loaded: vtprune.Loaded, tmp_path: P
         vtprune.tune(loaded, [missing], 0.2, ["random"], [0.5])
 
 
+def test_rows_at_layers_that_nobody_measured_are_warned_of(
+    loaded: vtprune.Loaded, picture: Path
+) -> None:
+    plan = vtprune.NeedlePlan(kinds=("patch",), sizes=(0.5,), count=1)
+    sampling = vtprune.Generation(max_new_tokens=2, temperature=1.0)
+    asked = [(picture, "what?", "red")]
+    horizon, uniform = (
+        {"methods": [name], "keeps": [0.8], "seeds": 1} for name in ("vtw", "uniform")
+    )
+
+    def warned(found: vtprune.Evaluation | vtprune.NeedleTest | vtprune.CaptionTest) -> list[str]:
+        return [one.split(",")[0] for one in found.warnings if "by default" in one]
+
+    default = ["horizon 4 by default"]
+    assert warned(vtprune.evaluate(loaded, asked, generation=SHORT, **horizon)) == default
+    assert warned(vtprune.evaluate(loaded, asked, generation=SHORT, **uniform)) == []
+    needles = vtprune.evaluate_needles(loaded, picture, plan=plan, generation=SHORT, **horizon)
+    assert warned(needles) == default
+    captions = vtprune.evaluate_captions(loaded, asked, number=2, generation=sampling, **horizon)
+    assert warned(captions) == default
+
+
 def test_needles_captions_and_published_tables_are_data(
     loaded: vtprune.Loaded, picture: Path, tmp_path: Path
 ) -> None:

@@ -16,7 +16,7 @@ from vtprune.evaluation.follow_up import follow_up_records
 from vtprune.evaluation.records import AnswersFile, Record
 from vtprune.evaluation.rows import EvaluationRow, make_rows
 from vtprune.evaluation.runner import AskSettings, FileRunner, group_by_file
-from vtprune.evaluation.variants import SEEDS, Variant
+from vtprune.evaluation.variants import SEEDS, Variant, all_stages
 from vtprune.inference.csv_file import csv_text, flat
 from vtprune.inference.measuring import describe_model, describe_versions
 from vtprune.inference.provenance import file_digests
@@ -122,8 +122,8 @@ def evaluate(
     asked, records = damaged.without_damaged(asked, answers.records)
     files = len({question.file for question in asked})
     rows = make_rows(asked, variants, records)
-    warnings = [*loaded.warnings, *notes, *left_out, *mixed_labels(asked),
-                *_doubts(rows, files)]  # fmt: skip
+    warnings = [*loaded.warnings, *notes, *default_places(loaded, variants), *left_out,
+                *mixed_labels(asked), *_doubts(rows, files)]  # fmt: skip
     return Evaluation(
         model=describe_model(loaded),
         rows=tuple(rows),
@@ -215,6 +215,12 @@ def _doubts(rows: Sequence[EvaluationRow], files: int) -> list[str]:
         notes.append("these rows are question-aware: a follow-up question on the same KV cache "
                      f"sees only the tokens kept for the first: {', '.join(aware)}")  # fmt: skip
     return notes
+
+
+def default_places(loaded: Loaded, variants: Sequence[Variant]) -> list[str]:
+    """Return the warning of named layers that variants cut at and nobody measured in the model."""
+    used = {str(stage.at) for variant in variants for stage in all_stages(variant.preset)}
+    return loaded.find_calibration(used)[1]
 
 
 def rough_intervals(files: int) -> list[str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from vtprune.errors import PresetError, VtpruneError
 from vtprune.evaluation.bootstrap import fewest_files, files_needed, highest_floor
 from vtprune.evaluation.damaged import DamagedFiles
-from vtprune.evaluation.evaluate import answer_all, file_names, settings_head
+from vtprune.evaluation.evaluate import answer_all, default_places, file_names, settings_head
 from vtprune.evaluation.records import AnswersFile, Record
 from vtprune.evaluation.runner import AskSettings
 from vtprune.evaluation.search import Outcome, Records, best, find_outcomes
@@ -32,7 +32,6 @@ from vtprune.evaluation.variants import (
     UNPRUNED,
     Variant,
     VariantList,
-    all_stages,
     list_variants,
     unpruned_variant,
 )
@@ -245,8 +244,8 @@ def tune(
     results = dict(zip(map(id, order), tested, strict=True))
     trials = [results.get(id(trial), _not_tested(trial, plan.floor)) for trial in trials]
     reason, needed = explain(plan, trials, tested)
-    used = {str(stage.at) for trial in trials for stage in all_stages(trial.variant.preset)}
-    places, notes = loaded.find_calibration(used)
+    places, _ = loaded.find_calibration()
+    notes = default_places(loaded, [trial.variant for trial in trials])
     return Tuning(
         trials=tuple(trials),
         tested=tuple(tested),

@@ -12,7 +12,12 @@ import torch
 from vtprune.errors import VtpruneError
 from vtprune.evaluation.captions.result import CaptionTest, caption_key, make_rows
 from vtprune.evaluation.damaged import DamagedFiles
-from vtprune.evaluation.evaluate import file_names, rough_intervals, settings_head
+from vtprune.evaluation.evaluate import (
+    default_places,
+    file_names,
+    rough_intervals,
+    settings_head,
+)
 from vtprune.evaluation.records import AnswersFile, Record
 from vtprune.evaluation.runner import AskSettings, FileRunner, group_by_file
 from vtprune.evaluation.variants import UNPRUNED, Variant
@@ -79,7 +84,8 @@ def measure_captions(
     asked, records = damaged.without_damaged(asked, answers.records)
     files = file_names(asked)
     rows, rows_notes = make_rows(asked, variants, number, records)
-    warnings = [*loaded.warnings, *notes, *left_out, *rough_intervals(len(files)), *rows_notes]
+    warnings = [*loaded.warnings, *notes, *default_places(loaded, variants), *left_out,
+                *rough_intervals(len(files)), *rows_notes]  # fmt: skip
     return CaptionTest(
         model=describe_model(loaded),
         rows=tuple(rows),

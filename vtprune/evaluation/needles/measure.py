@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from vtprune.evaluation.damaged import DamagedFiles
-from vtprune.evaluation.evaluate import answer_all, rough_intervals, settings_head
+from vtprune.evaluation.evaluate import (
+    answer_all,
+    default_places,
+    rough_intervals,
+    settings_head,
+)
 from vtprune.evaluation.needles.planting import Needle
 from vtprune.evaluation.needles.result import NeedleTest, make_rows
 from vtprune.evaluation.records import AnswersFile, NeedleKept
@@ -96,7 +101,8 @@ def measure_needles(
     needles = [needle for needle in needles if needle.asked.file not in damaged.errors]
     _, records = damaged.without_damaged(asked, answers.records)
     bases = list(dict.fromkeys(needle.base for needle in needles))
-    warnings = [*loaded.warnings, *notes, *left_out, *rough_intervals(len(bases))]
+    warnings = [*loaded.warnings, *notes, *default_places(loaded, variants), *left_out,
+                *rough_intervals(len(bases))]  # fmt: skip
     return NeedleTest(
         model=describe_model(loaded),
         rows=tuple(make_rows(needles, variants, records)),
