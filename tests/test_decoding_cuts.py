@@ -101,6 +101,18 @@ def test_layers_that_share_keys_see_what_is_left_of_them(name: str) -> None:
         check(model, zoo.left_pad(batches), preset)
 
 
+def test_what_was_dropped_behind_the_layer_that_made_the_keys_does_not_come_back() -> None:
+    """Gemma 4's last two layers take over keys, also of tokens that a cut took from them."""
+    model = shared_model("gemma4")
+    preset = {"stages": [{"at": 4, "method": "random", "keep": 0.5}], "decode": DECODE}
+    trace = check(model, tiny.ragged("gemma4", model), preset)
+    for sample, kept in enumerate(trace.stages[0].kept):
+        dropped = {*trace.layouts[sample].columns.tolist()} - {*kept}
+        left = [{*trace.decoding[0].left(sample, layer)} for layer in (3, 4, 5)]
+        assert left[0] & dropped
+        assert not (left[1] | left[2]) & dropped
+
+
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 def test_a_hybrid_cuts_the_layers_that_have_keys(cache: str) -> None:
     model, batches = zoo.ready("qwen3_5", 8)

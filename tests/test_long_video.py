@@ -11,6 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from conftest import save_clip, save_noise
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 import vtprune
 from vtprune.cli import cli
@@ -255,6 +256,28 @@ def test_what_was_encoded_before_is_of_one_prompt_alone() -> None:
     prompt = Inputs(tensors, "?", encoded={"video": "features"})
     assert PreparedInputs.of(tensors, [prompt]).encoded == {"video": "features"}
     assert not PreparedInputs.of(tensors, [prompt, prompt]).encoded
+
+
+def test_features_are_taken_with_what_layers_add_and_with_what_the_tower_gave() -> None:
+    rows = torch.arange(4.0)[:, None]
+    features = segments.Features(rows, (rows + 10, rows + 20), rows.expand(4, 3) + 30)
+    taken = features.take(torch.tensor([1, 3]))
+    assert taken.rows.tolist() == [[1], [3]]
+    assert [layer.tolist() for layer in taken.layers] == [[[11], [13]], [[21], [23]]]
+    assert taken.tower is not None
+    assert taken.tower.tolist() == [[31] * 3, [33] * 3]
+
+
+def test_features_of_layers_may_be_listed_by_picture() -> None:
+    first, second = torch.zeros(2, 3), torch.ones(1, 3)
+    output = BaseModelOutputWithPooling(pooler_output=[first, second])
+    output["deepstack_features"] = [[first + 2, second + 2], [first + 4, second + 4]]
+    features = segments.take_apart(output)
+    assert torch.equal(features.rows, torch.cat([first, second]))
+    assert [layer[:, 0].tolist() for layer in features.layers] == [[2, 2, 3], [4, 4, 5]]
+    again = segments.put_together(features)
+    assert isinstance(again, BaseModelOutputWithPooling)
+    assert torch.equal(again["deepstack_features"][1][0], features.layers[1])
 
 
 def test_a_token_that_is_missing_is_a_newline_or_refused() -> None:

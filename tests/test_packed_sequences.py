@@ -16,7 +16,7 @@ from vtprune.engine.attention_mask import (
     valid_columns,
     valid_past_columns,
 )
-from vtprune.engine.kv_cache import PrunedCache
+from vtprune.engine.kv_cache import PrunedCache, fork_cache, pruned_cache
 from vtprune.engine.late_checks import LateChecks
 from vtprune.engine.packing import gather, gather_marked, pack, repack
 from vtprune.engine.position_ids import refuse_inside_prompt
@@ -313,6 +313,17 @@ def test_rows_of_a_cut_cache_are_taken_of_all_that_is_noted_of_each() -> None:
     assert taken.starts.tolist() == [0, 1]
     assert taken.shifts[0].tolist() == [5, 4]
     assert taken.last_positions.tolist() == [[8, 7]]
+
+
+def test_a_fork_of_a_cache_is_cut_as_that_is() -> None:
+    cache, keys = DynamicCache(), torch.zeros(1, 1, 3, 2)
+    cache.update(keys, keys, 0)
+    assert pruned_cache(fork_cache(cache)) is None
+    pruned = PrunedCache(columns=5, offset=2)
+    pruned.tie(cache)
+    fork = fork_cache(cache)
+    assert pruned_cache(fork) == pruned
+    assert (fork.get_seq_length(), fork.get_seq_length(0)) == (5, 3)
 
 
 def test_a_crop_of_a_cut_cache_goes_back_to_the_last_token_that_is_left() -> None:

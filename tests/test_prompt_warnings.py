@@ -124,6 +124,12 @@ def test_a_prompt_that_fits_is_not_warned_of() -> None:
         assert warnings("llava_onevision", inputs) == []
 
 
+def test_a_model_that_does_not_say_how_many_positions_it_has_is_not_warned_of() -> None:
+    name = "llava_onevision"
+    with Changed(max_position_embeddings=None):
+        assert warnings(name, tiny.inputs(name, shared_model(name), "image")) == []
+
+
 def test_positions_in_space_are_fewer_than_tokens() -> None:
     """Of time, row and column the largest counts, and there is no renumbering."""
     model = shared_model("qwen2_vl")
