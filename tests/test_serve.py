@@ -303,6 +303,19 @@ def test_a_body_is_refused_while_it_comes(loaded: vtprune.Loaded) -> None:
                 assert sock.recv(100).startswith(b"HTTP/1.1 %d " % status), length
 
 
+def test_what_is_no_http_is_refused_once_and_no_fault(loaded: vtprune.Loaded) -> None:
+    faults: list[str] = []
+    head = f"POST {CHAT} HTTP/1.1\nHost: a\nTransfer-Encoding: chunked"
+    with serving(create_app(loaded, replace(SETTINGS, on_fault=faults.append))) as port:
+        for _ in range(3):
+            with send(port, head, b"ZZ\r\n") as sock:
+                answer = b""
+                while more := sock.recv(1000):
+                    answer += more
+            assert answer.count(b"HTTP/1.1 400 ") == answer.count(b"HTTP/1.1 ") == 1
+    assert not faults
+
+
 def test_a_head_that_takes_too_long_ends_its_connection(
     loaded: vtprune.Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,6 +37,17 @@ class WatchedConnection(H11Protocol):
         else:
             self.watch(now)
 
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP; a request that it was a part of gets no second answer.
+
+        uvicorn (0.35 to 0.54) would send that answer, which h11 refuses: the server's own fault, as
+        it looks.
+        """
+        super().send_400_response(msg)
+        if self.cycle is not None:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+
     def connection_lost(self, error: Exception | None) -> None:
         self.timer.cancel()
         super().connection_lost(error)
