@@ -50,6 +50,7 @@ from starlette.responses import Response  # noqa: E402
 
 from vtprune.media import addresses  # noqa: E402
 from vtprune.media.addresses import fetch  # noqa: E402
+from vtprune.models.structure import find_structure  # noqa: E402
 from vtprune.serving import queue as queue_module  # noqa: E402
 from vtprune.serving import uploads  # noqa: E402
 from vtprune.serving.app import Server, ServerSettings, create_app  # noqa: E402
@@ -585,6 +586,36 @@ def test_a_full_queue_refuses_a_hung_up_client_is_dropped_and_a_stop_finishes(
         submit(queue, job(pictures[0]))
 
 
+def test_a_stop_waits_for_no_prompt_whose_client_has_gone(
+    loaded: vtprune.Loaded, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue_module, "LAST_TOKEN", 0.1)
+    held = Held(monkeypatch)
+    queue = JobQueue(loaded, QueueSettings(max_wait=0))
+    asked = job(pictures[0])
+    submit(queue, asked)
+    assert held.begun.wait(20)
+    began = time.monotonic()
+    threading.Timer(0.2, queue.hang_up, [asked]).start()
+    queue.stop(20)
+    assert 0.2 <= time.monotonic() - began < 10
+    assert queue.thread.is_alive()
+    held.let_go.set()
+    queue.thread.join(20)
+    assert asked.result.cancelled()
+
+
+def test_texts_that_are_longer_than_the_model_are_refused(
+    loaded: vtprune.Loaded, client: TestClient, pictures: list[Path]
+) -> None:
+    limit = find_structure(loaded.model).num_positions
+    assert limit is not None
+    url = data_url(pictures[0])
+    error = error_of(client, ask(url, "what " * limit), 400)
+    assert re.search(rf"tokens of text, and this model was made for {limit:,} positions", error)
+    assert post(client, ask(url, "what " * 50)).status_code == 200
+
+
 def test_a_batch_that_memory_does_not_hold_is_halved(
     loaded: vtprune.Loaded, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1024,6 +1055,45 @@ def test_sigterm_finishes_the_answer_that_runs(
         assert b" 200 " in answer
         assert b"data: [DONE]" in answer
         _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 143
+    assert errors.endswith("\nstopped: the requests that were here are answered\n")
+
+
+BUSY = """
+import torch
+from vtprune.cli import main
+from vtprune.serving import queue
+
+def generate(*args, **more):
+    matrix = torch.rand(1500, 1500)
+    print("begun", flush=True)
+    while True:
+        matrix = matrix @ matrix
+
+queue.generate = generate
+main()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGTERM there")
+def test_sigterm_ends_a_prompt_that_nobody_waits_for(
+    checkpoints: Callable[[str], Path], pictures: list[Path]
+) -> None:
+    """Python's end would abort the process in a thread that is in torch meanwhile."""
+    command = [sys.executable, "-c", BUSY, "serve", "--port", "0", "--json", "--model",
+               str(checkpoints("llava_onevision")), "--method", "random"]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        port = int(json.loads(process.stdout.readline())["url"].rpartition(":")[2])
+        content = json.dumps(ask(data_url(pictures[0]))).encode()
+        head = f"POST {CHAT} HTTP/1.1\nContent-Type: application/json\nHost: localhost:{port}"
+        with send(port, f"{head}\nContent-Length: {len(content)}", content):
+            assert process.stdout.readline() == "begun\n"
+        process.terminate()
+        _, errors = process.communicate(timeout=40)
     finally:
         process.kill()
     assert process.returncode == 143

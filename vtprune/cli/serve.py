@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import ipaddress
 import json
+import os
 import socket
 import tempfile
 from pathlib import Path
@@ -73,7 +75,7 @@ def serve(flags: Flags) -> None:
     and seed likewise. There are /v1/models, /v1/files, /health, /metrics and, at /, a page to try
     it. Ctrl-C finishes what runs, a second one ends at once. Needs vtprune[serve].
     """
-    from vtprune.cli import output
+    from vtprune.cli import INTERRUPTED, TERMINATED, Terminated, output
     from vtprune.cli.config import load_config
     from vtprune.serving.uploads import PREFIX
 
@@ -137,6 +139,10 @@ def serve(flags: Flags) -> None:
                     application.state.server.stop()  # which a second Ctrl-C leaves out
                     note = "stopped: requests that were still here have no answer"
                 stopped.add_note(note)
+                if application.state.server.queue.thread.is_alive():
+                    # Python's end would abort in it: its next step in Python is inside of C++.
+                    code = TERMINATED if isinstance(stopped, Terminated) else INTERRUPTED
+                    atexit.register(os._exit, code)
                 raise
 
 

@@ -12,13 +12,14 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from vtprune.errors import VtpruneError
+from vtprune.errors import ModelError, VtpruneError
 from vtprune.inference.generate import Generation, Listener, Run, end_tokens, generate
 from vtprune.inference.measuring import build_report
 from vtprune.inference.out_of_memory import OutOfMemoryError
 from vtprune.inference.prepare import PreparedQuestion, group_alike, sampling_of, with_sampling
 from vtprune.media import Limits
 from vtprune.models.base import Sampling
+from vtprune.models.structure import find_structure
 from vtprune.serving.batch import prepare_request, result_or_error
 from vtprune.serving.requests import Request
 from vtprune.serving.stop_sequences import before_stop, visible_part
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
     from vtprune.inference.report import Report
     from vtprune.models.loading import Loaded
     from vtprune.preset import Preset
+
+
+LAST_TOKEN = 2.0
+"""Seconds that a token may take for which the end of a server waits."""
 
 
 class QueueFullError(VtpruneError):
@@ -158,12 +163,17 @@ class JobQueue:
         self.changed = threading.Condition()
         self.ready: list[Job] = []
         self.waiting = 0  # taken, and not yet begun
-        self.running = 0
+        self.batch: list[Job] = []  # that runs
         self.stopping = False
         self.batch_sizes: Counter[int] = Counter()
         self.pool = ThreadPoolExecutor(settings.workers, "media")
         self.thread = threading.Thread(target=self.work, name="model", daemon=True)
         self.thread.start()
+
+    @property
+    def running(self) -> int:
+        """Requests in the batch that runs."""
+        return len(self.batch)
 
     def check_room(self) -> None:
         """Refuse a request where there is no room for it.
@@ -227,9 +237,30 @@ class JobQueue:
         preset = job.request.preset
         sampling = self.settings.sampling(preset)
         job.preset = with_sampling(preset, sampling)
-        return prepare_request(
+        prepared = prepare_request(
             self.loaded, job.request, sampling, self.settings.limits, job.thumbnails, job.notice
         )
+        self.check_text(prepared)
+        return prepared
+
+    def check_text(self, prepared: PreparedQuestion) -> None:
+        """Refuse texts that alone are longer than the model reads: all others would wait for them.
+
+        Raises:
+            VtpruneError: more tokens of text than the model has positions.
+        """
+        try:
+            structure = find_structure(self.loaded.model)
+        except ModelError:  # it runs unpruned
+            return
+        limit, visual = structure.num_positions, structure.placeholder_ids()
+        text = sum(token not in visual for token in prepared.tensors["input_ids"][0].tolist())
+        if limit is not None and text > limit:
+            raise VtpruneError(
+                f"the messages have {text:,} tokens of text, and this model was made for "
+                f"{limit:,} positions",
+                "leave the oldest out, or ask a shorter question",
+            )
 
     def work(self) -> None:
         """Answer batch after batch, until the server ends and none is left."""
@@ -240,7 +271,7 @@ class JobQueue:
                     job.fail(fault)
                 job.drop()  # what has no answer by now gets none
             with self.changed:
-                self.running = 0
+                self.batch = []
                 self.changed.notify_all()
 
     def next_batch(self) -> list[Job] | None:
@@ -262,7 +293,7 @@ class JobQueue:
                 for job in batch:
                     self.ready.remove(job)
                 self.waiting -= len(batch)
-                self.running = len(batch)
+                self.batch = batch
                 self.batch_sizes[len(batch)] += 1
                 return batch
 
@@ -330,12 +361,21 @@ class JobQueue:
         return build_report(self.loaded, job.prepared, job.preset, cut, began=job.arrived)
 
     def stop(self, seconds: float = 60.0) -> None:
-        """Take no more requests, and wait until those that are here have their answers."""
+        """Take no more requests, and wait until all who still wait for an answer have it.
+
+        What runs for clients that have gone ends at the next token; a long prompt is not waited
+        for, and leaves the thread alive.
+        """
         with self.changed:
             self.stopping = True
             self.changed.notify_all()
-        self.thread.join(seconds)
+            self.changed.wait_for(self.is_idle, seconds)
+        self.thread.join(LAST_TOKEN)
         self.pool.shutdown(wait=False, cancel_futures=True)
+
+    def is_idle(self) -> bool:
+        """Whether nobody waits for an answer."""
+        return not self.waiting and all(job.gone.is_set() for job in self.batch)
 
 
 def kind_of(job: Job) -> tuple[object, ...]:
