@@ -205,6 +205,20 @@ def test_what_can_not_be_is_said_before_a_model_is_loaded(
     assert not Path("m.yaml").exists()
 
 
+@pytest.mark.parametrize("option", ["--presets", "--calibration"])
+def test_no_preset_is_written_over_what_it_was_made_from(
+    fake: Fake, folder: Path, option: str
+) -> None:
+    text = "keep: 0.3\nstages: [{at: 2, method: random}]\n"
+    if option == "--calibration":
+        text = "model_type: x\nlayers: 2\nhidden_size: 8\necl: 1\nhorizon: 1\n"
+    Path("mine.yaml").write_text(text)
+    result = invoke("q.jsonl", "--floor", "0.8", option, "mine.yaml", "--save", "./mine.yaml")
+    assert result.exit_code == 1, result.output
+    assert "--save mine.yaml would be written over" in result.stderr
+    assert Path("mine.yaml").read_text() == text
+
+
 def test_media_without_a_question_and_no_file_to_write_are_usage_errors(
     fake: Fake, folder: Path
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import click
 
@@ -26,6 +27,9 @@ from vtprune.cli.results import (
     write_saves,
 )
 from vtprune.errors import VtpruneError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 EPILOG = """\b
 Examples:
@@ -80,7 +84,10 @@ def tune(inputs: tuple[str, ...], flags: Flags) -> None:
 
     user = load_config()
     others = {"--answers": flags.answers}
-    check_saves(flags.saves, FORMATS, inputs, others)
+    read: list[str | Path] = [*inputs, *flags.presets]
+    if flags.calibration is not None:
+        read.append(flags.calibration)
+    check_saves(flags.saves, FORMATS, read, others)
     with libraries_silenced(), asked_questions(inputs, flags, "dev") as (asked, failed):
         check_at(flags)
         if flags.methods or flags.presets:
