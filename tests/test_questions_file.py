@@ -36,6 +36,11 @@ def test_files_are_relative_to_the_list_and_what_is_not_said_is_empty(folder: Pa
     ]
 
 
+def test_a_kind_is_one_line(folder: Path) -> None:
+    (asked,) = read_questions(write(folder, {**GOOD, "kind": " what\n\n happens "}))
+    assert asked.kind == "what happens"
+
+
 @pytest.mark.parametrize(
     ("kind", "heavy"),
     [

@@ -303,7 +303,7 @@ def read_row(data: object, folder: Path, place: str = "") -> Asked | list[str]:
         values["question"].strip(),
         Counter(answers).most_common(1)[0][0] if answers else None,
         choices,
-        values["kind"] or "",
+        " ".join((values["kind"] or "").split()),  # a heading of tables
         tuple(answers) if len(answers) > 1 else (),
         place,
     )

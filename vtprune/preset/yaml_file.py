@@ -49,7 +49,7 @@ def read_yaml(path: Path) -> tuple[object, dict[tuple[str | int, ...], int]]:
             f"{name}: can't be read: {path_fault(error)}", path_hint(path, "give a YAML file")
         ) from error
     if len(raw) > LARGEST_FILE:
-        raise PresetError(f"{name}: larger than {LARGEST_FILE} bytes", "give a YAML preset")
+        raise PresetError(f"{name}: larger than {LARGEST_FILE} bytes", "give a YAML file")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -95,7 +95,7 @@ def _check_shape(text: str, name: str) -> None:
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
         if depth > DEEPEST:  # PyYAML takes half a minute for 64 KB of brackets
-            raise PresetError(f"{location}: nested more than {DEEPEST} deep", "give a YAML preset")
+            raise PresetError(f"{location}: nested more than {DEEPEST} deep", "give a YAML file")
 
 
 def _note_lines(
