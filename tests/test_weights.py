@@ -127,6 +127,22 @@ def test_a_directory_of_the_cache_names_its_snapshot(tmp_path: Path) -> None:
     assert caught.value.hint == f"give {directory}/snapshots/0123, or the hub id owner/name"
 
 
+def test_weights_of_whole_numbers_are_refused_but_buffers_are_not(
+    checkpoints, tmp_path: Path
+) -> None:  # type: ignore[no-untyped-def]
+    directory = tmp_path / "rounded"
+    shutil.copytree(checkpoints("llava"), directory)
+    weights = load_file(directory / SINGLE)
+    positions = {"model.language_model.rotary_emb.position_ids": torch.arange(9)}
+    save_file(weights | positions, directory / SINGLE, metadata={"format": "pt"})
+    load(str(directory))
+    name = next(name for name in weights if name.endswith("q_proj.weight"))
+    weights[name] = weights[name].to(torch.int64)
+    save_file(weights, directory / SINGLE, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=rf"1 weights are whole numbers, such as {name} \(I64\)"):
+        load(str(directory))
+
+
 # -- files that are not complete ------------------------------------------------------------------
 
 SHARD = "model-00002-of-00003.safetensors"

@@ -549,6 +549,8 @@ def read_weights(
     named = getattr(config, "transformers_weights", None)
     generation_config = read_generation_config(checkpoint)
     weights = find_weights(checkpoint, named, download_bar(on_progress))
+    if quantization_of(config) is None:
+        weights.refuse_whole_numbers(checkpoint)
     _refuse_larger(checkpoint, config, weights)
     with BUILDING, count_loaded(weights.num_bytes, on_progress), little_memory(weights):
         loaded: Any = AutoModelForImageTextToText.from_pretrained(

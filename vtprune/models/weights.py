@@ -33,15 +33,37 @@ class Weights:
     Args:
         files: their paths.
         num_bytes: of every weight, by its name in the files.
+        dtypes: of every weight, as the format names them ("F32", "I64").
     """
 
     files: tuple[Path, ...]
     num_bytes: Mapping[str, int]
+    dtypes: Mapping[str, str]
 
     @property
     def total(self) -> int:
         """Bytes of all weights."""
         return sum(self.num_bytes.values())
+
+    def refuse_whole_numbers(self, checkpoint: str) -> None:
+        """Refuse weights of whole numbers, which only a quantised checkpoint has.
+
+        Buffers, such as positions, may be whole numbers anywhere.
+
+        Raises:
+            ModelError: there are some; one is named.
+        """
+        whole = [
+            name
+            for name, dtype in self.dtypes.items()
+            if name.endswith(".weight") and dtype.startswith(("I", "U", "BOOL"))
+        ]
+        if whole:
+            raise ModelError(
+                f"{checkpoint}: {len(whole)} weights are whole numbers, such as {whole[0]} "
+                f"({self.dtypes[whole[0]]}), and config.json names no quantisation",
+                AGAIN,
+            )
 
 
 def find_weights(
@@ -62,7 +84,7 @@ def find_weights(
         if path is not None and name.endswith(".json"):
             return _read_index(checkpoint, name, path, bar)
         if path is not None:
-            return Weights((path,), read_header(path, name))
+            return Weights((path,), *read_header(path, name))
         if os.path.islink(os.path.join(checkpoint, name)):
             raise ModelError(f"{checkpoint}: {name} is a link to a file that is not there", AGAIN)
     raise ModelError(*_explain_absent(checkpoint, named))
@@ -95,17 +117,19 @@ def _read_index(checkpoint: str, name: str, path: Path, bar: type[DownloadBar] |
             f"{AGAIN}; what is there already is kept",
         )
     num_bytes: dict[str, int] = {}
+    dtypes: dict[str, str] = {}
     for shard, file in shards.items():
         assert file is not None
-        header = read_header(file, shard)
-        lacking = [key for key, place in places.items() if place == shard and key not in header]
+        sizes, kinds = read_header(file, shard)
+        lacking = [key for key, place in places.items() if place == shard and key not in sizes]
         if lacking:
             raise ModelError(
                 f"{checkpoint}: {shard} lacks the weight {lacking[0]}, which {name} places there",
                 "the index and the weights files are of two checkpoints: download both again",
             )
-        num_bytes |= header
-    return Weights(tuple(file for file in shards.values() if file is not None), num_bytes)
+        num_bytes |= sizes
+        dtypes |= kinds
+    return Weights(tuple(file for file in shards.values() if file is not None), num_bytes, dtypes)
 
 
 def refuse_outside(source: str, name: str) -> None:
@@ -124,8 +148,10 @@ def refuse_outside(source: str, name: str) -> None:
         )
 
 
-def read_header(path: Path, name: str) -> dict[str, int]:
-    """Return the bytes of every weight of a safetensors file; its size has to fit them.
+def read_header(path: Path, name: str) -> tuple[dict[str, int], dict[str, str]]:
+    """Return the bytes and the dtype of every weight of a safetensors file.
+
+    The file's size has to fit them.
 
     Args:
         name: as errors name it.
@@ -150,12 +176,13 @@ def read_header(path: Path, name: str) -> dict[str, int]:
         header.pop("__metadata__", None)
         ends = {key: list(map(int, entry["data_offsets"])) for key, entry in header.items()}
         num_bytes = {key: end - start for key, (start, end) in ends.items()}
+        dtypes = {key: str(entry["dtype"]) for key, entry in header.items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise _damaged(path, name, "its header is not that of a safetensors file") from error
     expected = 8 + length + max((end for _, end in ends.values()), default=0)
     if size != expected:
         raise _damaged(path, name, f"it has {size:,} bytes, and its header says {expected:,}")
-    return num_bytes
+    return num_bytes, dtypes
 
 
 def _damaged(path: Path, name: str, why: str) -> ModelError:
