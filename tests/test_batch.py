@@ -20,6 +20,7 @@ from conftest import save_noise
 from PIL import Image
 
 import vtprune
+from vtprune import demo
 from vtprune._dev import kills
 from vtprune.cli import cli
 from vtprune.errors import VtpruneError
@@ -318,6 +319,17 @@ def test_wrong_requests_are_named(folder: Path, tmp_path: Path, line: str, reaso
     path.write_text(line)
     with pytest.raises(VtpruneError, match=r"requests\.jsonl: line 1: "):
         read_requests(path, PRESET)  # nothing in it is a request
+
+
+def test_the_list_that_demo_writes_is_one_of_requests(tmp_path: Path) -> None:
+    demo.write(tmp_path, 6, 0)
+    labelled = {"file": next(tmp_path.glob("*.png")).name, "question": "q?", "answers": ["yes"]}
+    (tmp_path / "more.jsonl").write_text(json.dumps({**labelled, "choices": ["yes", "no"]}))
+    requests = read_requests(tmp_path / "questions.jsonl", PRESET)
+    assert len(requests) == 6
+    assert not any(request.fault for request in requests)
+    with pytest.raises(VtpruneError, match="unknown key 'choices'"):  # they would change the prompt
+        read_requests(tmp_path / "more.jsonl", PRESET)
 
 
 def test_a_wrong_line_of_a_list_is_an_error_in_its_line(

@@ -667,6 +667,7 @@ def test_config_file_that_is_absent_or_empty_sets_nothing(own_config: Path) -> N
         ("max_new_tokens: many\n", "line 1: max_new_tokens: 'many' is not a whole number"),
         ("\ndevice: [1]\n", r"line 2: device: \[1\] is not text"),
         ("preset: ''\n", "line 1: preset: '' is not text"),
+        ('preset: "a\\0b"\n', r"line 1: preset: 'a\\x00b' is not text"),
         ("- a\n", "line 1: a config file must be a mapping of keys"),
         ("a: b: c\n", "line 1: not valid YAML: mapping values are not allowed here"),
         ("x: 1\ny: 2\n", "line 1: unknown key 'x' .*; line 2: unknown key 'y'"),

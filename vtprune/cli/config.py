@@ -65,5 +65,5 @@ def _schema() -> type[Schema]:
             most = min(most, 2**63 - 1)
             fields[key] = (int | None, Field(None, ge=least, le=most, description=rule))
         else:
-            fields[key] = (str | None, Field(None, min_length=1, description="text"))
+            fields[key] = (str | None, Field(None, pattern=r"^[^\x00]+$", description="text"))
     return create_model("ConfigFile", __base__=ConfigSchema, **fields)

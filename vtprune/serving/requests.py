@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 HINT = 'a line is {"file": "clip.mp4", "question": "what moves?"}'
 KEYS = ("id", "file", "files", "question", "messages", "keep", "preset")
+LABELS = ("answer", "answers", "kind")
+"""What a list of questions has beside; a batch has no use for it."""
 PATTERN = re.compile(r"[*?\[]")
 
 
@@ -183,7 +185,8 @@ def read_requests(
     Args:
         path: rows with `file` or `files` (relative to this file, or the bytes in the table) and
             `question`, or `messages`; and where wanted `id`, `keep` (a fraction, or one for each
-            modality) and `preset`. A row that is wrong is a request with a fault.
+            modality) and `preset`. The labels of a list of questions are left alone. A row that
+            is wrong is a request with a fault.
         preset: of requests that name no other.
         system: prompt of requests that are no messages.
         columns: key -> the column that holds it, where the list has other names.
@@ -279,7 +282,7 @@ def _read_row(data: object, folder: Path, presets: Presets, system: str) -> Requ
         }
     faults = [message for _, message in find_faults(_schema(), checked)]
     if isinstance(data, dict):
-        faults += [unknown_key(key, KEYS) for key in data if key not in KEYS]
+        faults += [unknown_key(key, KEYS) for key in data if key not in (*KEYS, *LABELS)]
         medium = {"file", "files"} & data.keys()
         if "messages" in data and (medium or "question" in data):
             faults.append("messages and file, files or question exclude each other")
