@@ -363,7 +363,7 @@ def test_a_base_model_that_is_not_there_is_given_with_model(
     ) as got:
         load(adapter=str(moved))
     assert got.value.hint == f"give its base model: --model MODEL --adapter {moved}"
-    assert load(str(saved["base"]), adapter=str(moved)).adapter == str(moved)
+    assert load(saved["base"], adapter=moved).adapter == str(moved)
 
 
 def test_answers_of_a_peft_model_of_the_callers_own(saved: dict[str, Path]) -> None:

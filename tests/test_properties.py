@@ -420,7 +420,9 @@ def operations(name: str, preset: str) -> int:
     return counting.count
 
 
-@pytest.mark.parametrize(("name", "preset"), zip((*FAMILIES, FAMILIES[0]), BROKEN, strict=True))
+@pytest.mark.parametrize(
+    ("name", "preset"), list(zip((*FAMILIES, FAMILIES[0]), BROKEN, strict=True))
+)
 def test_the_model_is_as_before_after_an_exception_at_any_point(name: str, preset: str) -> None:
     model = shared_model(name)
     inputs = tiny.inputs(name, model, "image")

@@ -279,9 +279,9 @@ class Opened:
 
 
 def load(
-    name: str | None = None,
+    name: str | Path | None = None,
     *,
-    adapter: str | None = None,
+    adapter: str | Path | None = None,
     device: str = "auto",
     dtype: str = "auto",
     attention: str | None = None,
@@ -328,9 +328,9 @@ def load(
 
 
 def open_model(
-    name: str | None = None,
+    name: str | Path | None = None,
     *,
-    adapter: str | None = None,
+    adapter: str | Path | None = None,
     device: str = "auto",
     dtype: str = "auto",
     attention: str | None = None,
@@ -350,7 +350,9 @@ def open_model(
     if compile:  # before minutes of reading
         check_backend("inductor", None if compile is True else compile)
         check_compiler(target, "inductor")
-    name, tuned = find_base(name, adapter)
+    name, tuned = find_base(
+        None if name is None else str(name), None if adapter is None else str(adapter)
+    )
     checkpoint = find_checkpoint(name)
     if on_progress:
         on_progress("loading", 0, 1)
@@ -459,7 +461,7 @@ def adopt(wrapped: nn.Module) -> Loaded:
 def find_loaded(model: nn.Module | Loaded | str | Path | None) -> Loaded:
     """Return a model that is loaded already, or load it by name; None is the embedded one."""
     if model is None or isinstance(model, (str, Path)):
-        return load(None if model is None else str(model))
+        return load(model)
     return model if isinstance(model, Loaded) else adopt(model)
 
 
