@@ -25,8 +25,9 @@ from vtprune.cli import cli
 from vtprune.disk_cache import DiskCache
 from vtprune.errors import MediaError, VtpruneError
 from vtprune.inference.questions_file import LONGEST_QUESTION
-from vtprune.saving import check_target, save_file
+from vtprune.saving import check_target, open_unbuffered, save_file
 
+CLIP = Path(__file__).parent / "media" / "rot_hflip.mp4"
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="POSIX files and signals")
 
 
@@ -90,11 +91,62 @@ def test_permissions_of_a_file_stay_and_new_ones_follow_the_umask(tmp_path: Path
     assert [stat.S_IMODE(path.stat().st_mode) for path in (new, old)] == [0o640, 0o640]
 
 
-def test_a_link_stays_a_link(tmp_path: Path) -> None:
+def test_a_link_within_its_folder_stays_a_link(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("target")
     save_file(tmp_path / "link", b"new")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "target").read_bytes() == b"new"
+
+
+@POSIX
+@pytest.mark.parametrize(
+    "write", [check_target, lambda path: save_file(path, b"new"), open_unbuffered]
+)
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_into_another_folder_is_refused(tmp_path: Path, there: bool, write) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "mine").mkdir()
+    target, link = tmp_path / "other" / "a.json", tmp_path / "mine" / "a.json"
+    if there:
+        target.write_text("kept")
+    link.symlink_to("../other/a.json")
+    with pytest.raises(VtpruneError, match=f"it is a link to {re.escape(str(target))}"):
+        write(link)
+    assert os.listdir(target.parent) == ["a.json"] * there
+    assert not there or target.read_text() == "kept"
+    assert link.is_symlink()
+
+
+@POSIX
+def test_a_loop_of_links_takes_no_lines(tmp_path: Path) -> None:
+    with pytest.raises(VtpruneError, match=f"can't be written: {os.strerror(errno.ELOOP)}"):
+        open_unbuffered(loop(tmp_path))
+
+
+@POSIX
+def test_a_folder_that_is_a_link_is_saved_in(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("folder")
+    save_file(tmp_path / "link" / "a", b"new")
+    open_unbuffered(tmp_path / "link" / "a").close()
+    assert (tmp_path / "folder" / "a").read_bytes() == b"new"
+
+
+@POSIX
+@pytest.mark.parametrize("args", [("methods", "--save", "a.md"), ("demo", ".", "--num", "1"),
+                                  ("batch", CLIP, "-q", "what?", "--save", "a.jsonl")])  # fmt: skip
+def test_no_command_writes_through_a_link_into_another_folder(
+    tmp_path: Path, args: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, folder = tmp_path / "a", tmp_path / "folder"
+    target.write_text("kept")
+    folder.mkdir()
+    for name in ("a.md", "a.jsonl", "questions.jsonl"):
+        (folder / name).symlink_to(target)
+    monkeypatch.chdir(folder)
+    result = CliRunner().invoke(cli, list(map(str, args)))
+    assert_refused(result, r"Error: \S+: can't save there: it is a link to ")
+    assert target.read_text() == "kept"
 
 
 # -- the command line ----------------------------------------------------------------------------
@@ -105,9 +157,6 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("samples")
     demo.write(folder, 9, 0)
     return folder
-
-
-CLIP = Path(__file__).parent / "media" / "rot_hflip.mp4"
 
 
 def command(*args: object) -> list[str]:

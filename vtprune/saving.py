@@ -41,8 +41,8 @@ def check_target(path: Path, option: str = "--save") -> None:
         option: the flag that gave the path.
 
     Raises:
-        VtpruneError: a directory, a device, a read-only file, no such folder, a name too long, a
-            loop of links, or no permission.
+        VtpruneError: a directory, a device, a read-only file, a link into another folder, no such
+            folder, a name too long, a loop of links, or no permission.
     """
     hint = f"give {option} a file in a folder that exists"
     try:
@@ -55,6 +55,11 @@ def check_target(path: Path, option: str = "--save") -> None:
         raise VtpruneError(f"{path}: can't save there: it is a directory", hint)
     if mode is not None and not stat.S_ISREG(mode):
         raise VtpruneError(f"{path}: can't save there: not a regular file", hint)
+    if leads_elsewhere(path):
+        raise VtpruneError(
+            f"{path}: can't save there: it is a link to {target}",
+            f"give {option} that file itself, or remove the link",
+        )
     if mode is not None and not mode & 0o222:  # root is refused too, who could write it
         raise VtpruneError(
             f"{path}: can't save there: the file is read-only",
@@ -74,6 +79,11 @@ def check_target(path: Path, option: str = "--save") -> None:
         raise unwritable(path, error, option) from error
 
 
+def leads_elsewhere(path: Path) -> bool:
+    """Return whether a path is a link into another folder, where nobody asked to write."""
+    return path.is_symlink() and path.resolve().parent != path.parent.resolve()
+
+
 def save_file(path: Path, data: bytes, option: str = "--save") -> None:
     """Write a file, all or nothing.
 
@@ -81,7 +91,7 @@ def save_file(path: Path, data: bytes, option: str = "--save") -> None:
         VtpruneError: it can't be written; what was there before is left as it was.
     """
     check_target(path, option)
-    target = path.resolve()  # so that a link stays a link
+    target = path.resolve()  # so that a link within the folder stays a link
     try:
         # A short name of its own: the target's may be as long as a name can be.
         part = target.with_name(f".vtprune-{os.getpid()}-{secrets.token_hex(4)}.part")
@@ -365,12 +375,14 @@ def open_unbuffered(path: Path) -> FileIO:
     """
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
     try:
+        if leads_elsewhere(path):
+            raise OSError(errno.EINVAL, f"it is a link to {path.resolve()}")
         file = FileIO(os.open(path, flags, 0o666), "r+b")
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             file.close()
             raise OSError(errno.EINVAL, "not a regular file")
         return file
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, up to Python 3.12
         raise VtpruneError(
             f"{path}: can't be written: {path_fault(error)}", "give another file"
         ) from error
