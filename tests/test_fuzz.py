@@ -81,6 +81,7 @@ def test_every_kind_of_fault_is_a_finding(
     monkeypatch.setattr(trials, "MOST_MEMORY", 1_000_000 if finding == "memory" else 1 << 50)
     (trial,) = run_seeds(Faulty(fault), [0], tmp_path / "log.jsonl")
     assert trial.finding == finding
+    assert (trial.kind, trial.damage) == ("faulty", "none")  # also of a process that ended or hung
 
 
 def test_what_a_trial_writes_without_a_folder_is_gone(
@@ -144,7 +145,7 @@ def test_values_are_damaged_in_a_copy() -> None:
     assert len(set(changed)) > 50
 
 
-@pytest.mark.parametrize(("subject", "count"), [("media", 100), ("text", 100)])
+@pytest.mark.parametrize(("subject", "count"), [("media", 200), ("text", 100)])
 def test_damaged_input_is_read_or_refused(tmp_path: Path, subject: str, count: int) -> None:
     if subject == "text":
         pytest.importorskip("fastapi")

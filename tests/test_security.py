@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import xml.dom.minidom
 from pathlib import Path
 
@@ -150,6 +151,45 @@ def test_logs_become_counts(tmp_path: Path) -> None:
     write_page(killed, page)
     assert page.read_text() == f"a\n{BEGIN}\n{table(killed)}\n{END}\nb\n"
     assert page != reliability.PAGE
+
+
+def test_one_command_runs_all_that_is_counted_and_goes_on_with_its_logs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = {"command": "tune", "seed": 0, "kills": 97, "moments": [], "fault": "", "seconds": 1.0}
+    whole = {**run, "command": "batch", "kills": 101}
+    commands: list[list[str]] = []
+
+    def log_a_run(command: list[str], check: bool) -> None:
+        commands.append(command[2:])
+        if command[2:4] == ["vtprune._dev.kills", "tune"]:
+            with (tmp_path / "tune.jsonl").open("a") as log:
+                log.write(json.dumps({**run, "seed": 1, "kills": 8}) + "\n")
+
+    monkeypatch.setattr(reliability.subprocess, "run", log_a_run)
+    for name, value in (("COUNTS", tmp_path / "counts"), ("PAGE", tmp_path / "page.md")):
+        monkeypatch.setattr(reliability, name, value)
+    monkeypatch.setattr(write_page, "__defaults__", (tmp_path / "page.md",))
+    (tmp_path / "page.md").write_text(f"{BEGIN}\n{END}\n")
+    (tmp_path / "tune.jsonl").write_text(json.dumps(run) + "\n")
+    (tmp_path / "batch.jsonl").write_text(json.dumps(whole) + "\n")
+    reliability.main(["--measure", str(tmp_path)])
+    given = {tuple(command[:4]): command[4:] for command in commands}
+    assert given == {
+        ("vtprune._dev.fuzz", "media", "--count", "10000"): ["--save", f"{tmp_path}/media.jsonl"],
+        ("vtprune._dev.fuzz", "text", "--count", "5000"): ["--save", f"{tmp_path}/text.jsonl"],
+        **{
+            ("vtprune._dev.kills", name, "--count", count): [
+                *("--seed", seed, "--save", f"{tmp_path}/{name}.jsonl")
+            ]
+            for name, count, seed in (
+                *((name, "100", "0") for name in ("evaluate", "calibrate", "serve")),
+                ("tune", "3", "1"),
+            )
+        },
+    }
+    assert "| kills: tune | 105 | 2 |" in (tmp_path / "page.md").read_text()
+    assert "| **kills, all** | 206 |" in (tmp_path / "page.md").read_text()
 
 
 def test_the_page_names_the_bounds_of_a_finding() -> None:

@@ -1,6 +1,7 @@
-"""The counts of docs/reliability.md: `python -m vtprune._dev.reliability LOG...`.
+"""The counts of docs/reliability.md: `python -m vtprune._dev.reliability --measure FOLDER`.
 
-LOGs are of `vtprune._dev.fuzz` and `vtprune._dev.kills`. Their counts are kept in
+It runs what is counted, for some hours, and goes on with the logs that FOLDER has already. In its
+place LOG... takes logs of `vtprune._dev.fuzz` and `vtprune._dev.kills`. The counts are kept in
 docs/reliability.jsonl, one line a row, in place of what was there under the same name; the table
 between the markers of the page is made of that file.
 """
@@ -8,6 +9,8 @@ between the markers of the page is made of that file.
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -17,13 +20,16 @@ from typing import Any
 from vtprune._dev import CHECKOUT
 from vtprune._dev.arguments import Parser
 from vtprune._dev.fuzz.trials import CaseTrial
-from vtprune._dev.kills import Kills
+from vtprune._dev.kills import FILES, Kills
 from vtprune._dev.lines import read_lines
 
 COUNTS, PAGE = CHECKOUT / "docs" / "reliability.jsonl", CHECKOUT / "docs" / "reliability.md"
 BEGIN, END = "<!-- counts -->", "<!-- end of counts -->"
 TEXTS = ("answers", "cache", "calibration", "checkpoint", "config file", "flags", "preset",
          "questions", "requests", "server", "template")  # fmt: skip
+
+FUZZED, KILLED = {"media": 10_000, "text": 5_000}, 100
+"""Damaged inputs of each subject, and kills of each command, of a whole measurement."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ def count_log(lines: Sequence[dict[str, Any]]) -> list[CountRow]:
     return [
         CountRow(
             "text" if kind in TEXTS else "media",
-            kind or "ended or hung",
+            kind,
             len(of),
             sum(trial.finding != "" for trial in of),
             sum(trial.outcome == "taken" for trial in of),
@@ -113,14 +119,36 @@ def write_page(counts: Sequence[CountRow], page: Path = PAGE) -> None:
     page.write_text(f"{head}{BEGIN}\n{table(counts)}\n{END}{tail}", "utf-8")
 
 
+def measure(folder: Path) -> list[Path]:
+    """Run all that is counted, but what the logs in a folder have already; return the logs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    logs = {name: folder / f"{name}.jsonl" for name in (*FUZZED, *FILES)}
+    for subject, count in FUZZED.items():
+        _run("fuzz", subject, "--count", count, "--save", logs[subject])
+    for command in FILES:
+        runs = [Kills(**line) for line in read_lines(logs[command])]
+        left = KILLED - sum(run.kills for run in runs)
+        if left > 0:
+            first = ("--seed", len(runs), "--save", logs[command])
+            _run("kills", command, "--count", left, *first)
+    return list(logs.values())
+
+
+def _run(tool: str, *arguments: object) -> None:
+    command = [sys.executable, "-m", f"vtprune._dev.{tool}", *map(str, arguments)]
+    subprocess.run(command, check=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
         "logs", type=Path, nargs="*", help="of fuzz and kills; none: the page alone"
     )
+    parser.add_argument("--measure", type=Path, metavar="FOLDER", help="make the logs first")
     args = parser.parse_args(arguments)
+    logs = [*args.logs, *(measure(args.measure) if args.measure else ())]
     kept = {(line["subject"], line["kind"]): CountRow(**line) for line in read_lines(COUNTS)}
-    lines = [line for log in args.logs for line in read_lines(log)]
+    lines = [line for log in logs for line in read_lines(log)]
     for of in (
         [line for line in lines if "kills" in line],
         [line for line in lines if "noise" in line],

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -115,9 +115,15 @@ def lines_on_screen(text: str) -> int:
     return sum(max(1, -(-width // SCREEN[0])) for width in widths)
 
 
-def run_case(subject: CaseMaker, seed: int, folder: Path) -> CaseTrial:
-    """Make the case of a seed, and read it."""
+def run_case(
+    subject: CaseMaker,
+    seed: int,
+    folder: Path,
+    begin: Callable[[Case], object] = lambda case: None,
+) -> CaseTrial:
+    """Make the case of a seed, and read it; `begin` gets it before it is read."""
     case = subject.case(random.Random(seed), folder)
+    begin(case)
     outcome, message = "taken", ""
     try:
         message = case.run()
@@ -152,7 +158,7 @@ class CaseReader:
         cpu, text = cpu_before, b""
         os.write(self.questions, f"{seed}\n".encode())
         outcome = ""
-        while not outcome and not text.endswith(b"\n"):
+        while not outcome and text.count(b"\n") < 2:  # what is read, and how it went
             if select.select([self.answers], [], [], 0.25)[0]:
                 piece = os.read(self.answers, 1 << 16)
                 text += piece
@@ -163,19 +169,25 @@ class CaseReader:
             waited = time.monotonic() - began
             if cpu - cpu_before > 2 * MOST_SECONDS or waited > 2 * MOST_WAITED:
                 outcome = "hung"
-        seconds = time.monotonic() - began
+        case, _, ended = text.partition(b"\n")
         if outcome:
             self.end()
-            return CaseTrial(
-                seed, "", "", outcome, "", round(seconds, 3), round(cpu - cpu_before, 3), memory
-            )
-        self.done += 1
-        values = json.loads(text) | {
-            "seconds": round(seconds, 3),
+            kind, damage = json.loads(case) if b"\n" in text else ("", "")
+            values: dict[str, Any] = {
+                "seed": seed,
+                "kind": kind,
+                "damage": damage,
+                "outcome": outcome,
+            }
+        else:
+            self.done += 1
+            values = json.loads(ended)
+        taken = {
+            "seconds": round(time.monotonic() - began, 3),
             "cpu": round(cpu - cpu_before, 3),
             "memory": memory,
         }
-        return CaseTrial(**values)
+        return CaseTrial(**values | taken)
 
     def end(self) -> None:
         """End the process."""
@@ -189,6 +201,10 @@ def _work(subject: CaseMaker, asked: int, answers: int) -> None:
     torch.set_num_threads(1)  # OpenMP's other threads are not in the copy of a process
     resource.setrlimit(resource.RLIMIT_DATA, (HARD_MEMORY, HARD_MEMORY))
     code = 1
+
+    def begin(case: Case) -> None:
+        os.write(answers, json.dumps([case.kind, case.damage]).encode() + b"\n")
+
     try:
         with (
             tempfile.TemporaryDirectory(prefix="fuzz-") as name,
@@ -204,7 +220,7 @@ def _work(subject: CaseMaker, asked: int, answers: int) -> None:
                 folder = Path(name, str(number))
                 folder.mkdir()
                 os.chdir(folder)  # where a file without a folder is written
-                trial = run_case(subject, int(line), folder)
+                trial = run_case(subject, int(line), folder, begin)
                 noise.flush()
                 text = Path(name, "noise").read_text("utf-8", "replace")[:1000]
                 os.truncate(noise.fileno(), 0)
