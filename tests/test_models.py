@@ -329,6 +329,22 @@ def test_a_template_that_does_not_take_the_conversation_is_refused(template, fau
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="templates are tried by a fork")
+def test_a_template_is_tried_once_for_each_form_of_conversation(monkeypatch):
+    fork, forks = os.fork, []
+    monkeypatch.setattr(os, "fork", lambda: forks.append(0) or fork())
+    monkeypatch.setattr(template_trial, "LONGEST_SECONDS", 2.0)
+    family, files = family_of("llava_onevision"), files_of("llava_onevision")
+    later = "{{ messages|length > 1 and (messages|length + 7)**(9**9) }}"
+    files = dataclasses.replace(files, processor={"chat_template": f"{later}<image>"})
+    media = prepare(family, files, items_of("image"))
+    for question in ("what?", "where?"):
+        family.encode(files, media, ask(question, media))
+    assert len(forks) == 1
+    with pytest.raises(ModelError, match="runs for more than 2 seconds"):
+        family.encode(files, media, [*ask("what?", media), Turn("assistant", "a")])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="templates are tried by a fork")
 def test_threads_that_meet_a_template_at_once_try_it_once(monkeypatch):
     fork, forks, meet = os.fork, [], threading.Barrier(4)
 

@@ -76,7 +76,7 @@ def write(
     """
     kinds = iter([item.source.kind for item in media])
     special = _special(files, placeholders)
-    messages = []
+    messages, form = [], []
     for turn in turns:
         content, done = [], 0
         for place in turn.places or (0,) * turn.media:
@@ -87,6 +87,7 @@ def write(
         if done < len(turn.text) or not turn.places:
             content.append({"type": "text", "text": _broken_up(special, turn.text[done:])})
         messages.append({"role": turn.role, "content": content})
+        form.append((turn.role, *(part["type"] for part in content)))
     assert next(kinds, None) is None, "every media item belongs to a turn"
     template = files.processor.get("chat_template")
     template = template or (None if files.tokenizer.chat_template else default)
@@ -98,7 +99,7 @@ def write(
         add_generation_prompt=True,
     )
     render = cast("Callable[[], str]", rendering)
-    try_template(str(template or files.tokenizer.chat_template), render)
+    try_template((str(template or files.tokenizer.chat_template), *form), render)
     try:
         return render()
     except Exception as error:  # whatever the template's own code runs into

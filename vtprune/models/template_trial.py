@@ -1,4 +1,4 @@
-"""A chat template's first run, in a process of its own that has bounds on time and memory.
+"""A chat template's first run on each form of conversation, in a process that has bounds.
 
 A template is code of whoever made the checkpoint. jinja2's sandbox, in which transformers runs it,
 keeps it from files and other objects; it does not keep it from running for ever (`9**(9**9)`) or
@@ -12,7 +12,7 @@ import select
 import signal
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,15 +21,18 @@ from vtprune.errors import ModelError
 LONGEST_SECONDS = 10.0
 MOST_MEMORY = 2**30  # bytes beyond what the process holds
 MOST_CHARACTERS = 2**24
+MOST_TRIED = 10_000  # forms that are remembered, which clients of a server choose
 RENDERED, TOO_LARGE, TOO_LONG = b"0", b"1", b"2"
 
-_tried: set[str] = set()
+_tried: set[Hashable] = set()
 _trial = threading.Lock()
 
 
-def try_template(template: str, render: Callable[[], str]) -> None:
-    """Render a conversation with bounds, the first time that a template is met.
+def try_template(case: Hashable, render: Callable[[], str]) -> None:
+    """Render a conversation with bounds, the first time that a case is met.
 
+    A case is a template with a form of conversation: what a template does for the first turn says
+    nothing of a second one. Of what depends on the words of a conversation it says nothing either.
     Threads that meet it at once wait for the first of them. What the template itself raises is
     left to the rendering that follows. Without `os.fork` (on Windows) nothing is bounded; where the
     system takes no limit of memory (macOS), time alone is.
@@ -41,9 +44,11 @@ def try_template(template: str, render: Callable[[], str]) -> None:
         return
     # From Python 3.12 on, filelock (of the hub's client) refuses a fork while another one begins.
     with _trial:
-        if template not in _tried:
+        if case not in _tried:
             _try_once(render)
-            _tried.add(template)
+            if len(_tried) >= MOST_TRIED:
+                _tried.clear()
+            _tried.add(case)
 
 
 def _try_once(render: Callable[[], str]) -> None:
