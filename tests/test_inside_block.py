@@ -34,6 +34,7 @@ STAGES = {
 }
 Batch = dict[str, torch.Tensor]
 RIGHT = "right: the tokens of the model with the dropped ones masked"
+HUB = "refused by transformers: it would run code from the hub, which vtprune does not know"
 BOTH = ("do_sample", "num_beams", "num_return_sequences")
 """The options that say what is generated; the others say how."""
 
@@ -139,6 +140,9 @@ CASES: dict[str, tuple[Callable[[PreTrainedModel, Batch], None], str]] = {
     "beam search, several sequences": (generation(num_beams=3, num_return_sequences=2), RIGHT),
     "prompt lookup": (generation(prompt_lookup_num_tokens=3), RIGHT),
     "an assistant model": (assisted, RIGHT),
+    "contrastive search": (generation(penalty_alpha=0.6, top_k=4), HUB),
+    "DoLa": (generation(dola_layers="low"), HUB),
+    "groups of beams": (generation(num_beams=4, num_beam_groups=2, diversity_penalty=0.5), HUB),
     "a static cache": (generation(cache_implementation="static", disable_compile=True), RIGHT),
     "no cache": (generation(use_cache=False), RIGHT),
     "`prefill_chunk_size`": (generation(prefill_chunk_size=8), "refused: only 4 of 76 visual"),
@@ -161,6 +165,10 @@ def outcome(case: str) -> str:
         check(model, tiny.inputs(NAME, model, "image", text=12))
     except ModelError as error:
         return f"refused: {error.message}; {error.hint}"
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        return HUB
     return CASES[case][1]
 
 
