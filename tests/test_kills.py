@@ -144,6 +144,9 @@ LONG: dict[str, Callable[[Path], list[str]]] = {
     ],
     "compare": lambda samples: ["compare", str(next(samples.glob("*.png"))), "what?"],
     "profile": lambda samples: ["profile", "--seconds", "30"],
+    "explain": lambda samples: ["explain", str(next(samples.glob("*.png"))), "what?"],
+    "check": lambda samples: ["check"],
+    "reproduce": lambda samples: ["reproduce", "embedded", str(samples / "questions.jsonl")],
     "ask": lambda samples: [
         *["ask", str(next(samples.glob("*.mp4"))), "what?", "--compare"]
     ],
