@@ -191,6 +191,26 @@ def test_a_decoder_that_cannot_be_cut_is_refused_with_the_reason(
         find_structure(model)
 
 
+@pytest.mark.parametrize(
+    ("rope", "positions"),
+    [
+        (None, 100),
+        ({"rope_type": "default"}, 100),
+        ({"rope_type": "dynamic", "factor": 2.0}, 200),
+        ({"rope_type": "linear", "factor": 4.0}, 400),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 50}, 200),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 25}, 100),
+        ({"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 50}, 100),
+        ({"full_attention": {"rope_type": "linear", "factor": 8.0}}, 100),
+    ],
+)
+def test_a_stretched_rotary_embedding_has_more_positions(
+    rope: dict[str, object] | None, positions: int
+) -> None:
+    with Changed(max_position_embeddings=100, rope_parameters=rope) as model:
+        assert find_structure(model).num_positions == positions
+
+
 @pytest.mark.parametrize("thing", [nn.Linear(2, 2), object(), None])
 def test_what_is_no_model_is_refused(thing: object) -> None:
     with pytest.raises(ModelError, match="not a transformers model with a decoder"):

@@ -342,9 +342,23 @@ class Structure:
 
     @property
     def num_positions(self) -> int | None:
-        """Positions that the decoder was made for; None where its config does not say."""
+        """Positions that the decoder was made for; None where its config does not say.
+
+        Rotary embeddings that are stretched by a factor reach further than those of its training:
+        "linear" and "dynamic" ones from `max_position_embeddings` on, "yarn" from a number of its
+        own. Where each kind of layer has its own embedding (Gemma 3), the config's number is the
+        stretched one.
+        """
         count = getattr(self.decoder_config, "max_position_embeddings", None)
-        return count if isinstance(count, int) and count > 0 else None
+        if not isinstance(count, int) or count <= 0:
+            return None
+        rope = getattr(self.decoder_config, "rope_parameters", None) or {}
+        kind, begin = rope.get("rope_type"), count
+        if kind == "yarn":
+            begin = rope.get("original_max_position_embeddings") or count
+        elif kind not in ("linear", "dynamic"):
+            return count
+        return max(count, int(begin * (rope.get("factor") or 1)))
 
     def rope_type(self, layer: int) -> str:
         """Return the name of a layer's rotary embedding, where layers have different ones; else "".

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -27,11 +28,12 @@ from vtprune.serving.stop_sequences import before_stop, visible_part
 if TYPE_CHECKING:
     from vtprune.inference.report import Report
     from vtprune.models.loading import Loaded
+    from vtprune.models.structure import Structure
     from vtprune.preset import Preset
 
 
 LAST_TOKEN = 2.0
-"""Seconds that a token may take for which the end of a server waits."""
+"""Seconds that the end of a server waits for a token of an answer that nobody wants."""
 
 
 class QueueFullError(VtpruneError):
@@ -160,6 +162,9 @@ class JobQueue:
         on_done: Callable[[Job, Report], None] = lambda job, report: None,
     ) -> None:
         self.loaded, self.settings, self.on_done = loaded, settings, on_done
+        self.structure: Structure | None = None
+        with suppress(ModelError):  # it runs unpruned
+            self.structure = find_structure(loaded.model)
         self.changed = threading.Condition()
         self.ready: list[Job] = []
         self.waiting = 0  # taken, and not yet begun
@@ -249,13 +254,12 @@ class JobQueue:
         Raises:
             VtpruneError: more tokens of text than the model has positions.
         """
-        try:
-            structure = find_structure(self.loaded.model)
-        except ModelError:  # it runs unpruned
+        limit = None if self.structure is None else self.structure.num_positions
+        if self.structure is None or limit is None:
             return
-        limit, visual = structure.num_positions, structure.placeholder_ids()
+        visual = self.structure.placeholder_ids()
         text = sum(token not in visual for token in prepared.tensors["input_ids"][0].tolist())
-        if limit is not None and text > limit:
+        if text > limit:
             raise VtpruneError(
                 f"the messages have {text:,} tokens of text, and this model was made for "
                 f"{limit:,} positions",
