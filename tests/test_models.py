@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import threading
 import time
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -358,9 +360,28 @@ def test_threads_that_meet_a_template_at_once_try_it_once(monkeypatch):
         template_trial.try_template("{{ 'met by four threads' }}", lambda: "")
 
     monkeypatch.setattr(os, "fork", slow_fork)
+    monkeypatch.setattr(template_trial, "_tried", set())
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(meet_template, range(4)))
     assert len(forks) == 1
+
+
+def test_a_template_that_was_tried_waits_for_no_other_trial():
+    template_trial.try_template("{{ 'tried' }}", lambda: "")
+    with ThreadPoolExecutor(1) as pool, template_trial._trial:
+        pool.submit(template_trial.try_template, "{{ 'tried' }}", lambda: "").result(10)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="templates are tried by a fork")
+def test_a_process_that_was_forked_during_a_trial_has_trials_of_its_own():
+    with template_trial._trial, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads
+        child = os.fork()
+        if not child:
+            signal.alarm(10)
+            template_trial.try_template("{{ 'met by a fork' }}", lambda: "")
+            os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_a_tokenizer_without_the_placeholder_is_refused():

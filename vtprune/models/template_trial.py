@@ -40,7 +40,7 @@ def try_template(case: Hashable, render: Callable[[], str]) -> None:
     Raises:
         ModelError: rendering takes too much time or memory, or writes too much text.
     """
-    if not hasattr(os, "fork"):
+    if case in _tried or not hasattr(os, "fork"):
         return
     # From Python 3.12 on, filelock (of the hub's client) refuses a fork while another one begins.
     with _trial:
@@ -49,6 +49,16 @@ def try_template(case: Hashable, render: Callable[[], str]) -> None:
             if len(_tried) >= MOST_TRIED:
                 _tried.clear()
             _tried.add(case)
+
+
+def _forget_trial() -> None:
+    """Let a process that was forked during a trial have trials of its own."""
+    global _trial
+    _trial = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_trial)
 
 
 def _try_once(render: Callable[[], str]) -> None:
