@@ -11,6 +11,7 @@ from PIL import Image
 
 import vtprune
 from vtprune.errors import MediaError, VtpruneError
+from vtprune.models.names import embedded_weights
 
 SHORT = vtprune.Generation(max_new_tokens=2)
 
@@ -121,3 +122,7 @@ def test_needles_captions_and_published_tables_are_data(
             if row.flops is not None and row.published.flops is not None]  # fmt: skip
     assert len(gaps) == 1
     assert abs(gaps[0]) < 0.1
+    by_path, by_name = (
+        vtprune.reproduce("embedded", model=model) for model in (embedded_weights(), None)
+    )
+    assert [row.left for row in by_path.rows] == [row.left for row in by_name.rows]

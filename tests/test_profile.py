@@ -74,7 +74,7 @@ def measured(
     """A tiny model, timed once."""
     options = ProfileOptions(how=how, repeats=1, dtype="float32", text_tokens=48)
     asked = {"presets": [], "options": options, **asked}
-    return profile(str(tiny.describe(name, folder)), shown, **asked)
+    return profile(tiny.describe(name, folder), shown, **asked)
 
 
 def counted(name: str, shown: ProfiledMedia | None = SMALL, **options: Any) -> Profile:

@@ -328,7 +328,7 @@ def reproduce(
     table: str | Path,
     questions: Questions | None = None,
     *,
-    model: str | None = None,
+    model: str | Path | None = None,
     seed: int | None = None,
     seeds: int = SEEDS,
     metric: str = "auto",
@@ -359,7 +359,7 @@ def reproduce(
         VtpruneError: of any kind, with the way out.
     """
     published = load_table(str(table))
-    model = model or published.model
+    model = str(model or published.model)
     if questions is None:
         return run_table(published, model, seed, seeds, calibration, on_progress)
 

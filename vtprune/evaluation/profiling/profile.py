@@ -88,7 +88,7 @@ class ProfileOptions:
 
 
 def profile(
-    name: str | None = None,
+    name: str | Path | None = None,
     media: ProfiledMedia | None = None,
     *,
     keeps: Sequence[float] = KEEPS,

@@ -70,7 +70,7 @@ class Shape:
     warnings: tuple[str, ...] = ()
 
 
-def find_shape(name: str | None = None, trust_remote_code: bool = False) -> Shape:
+def find_shape(name: str | Path | None = None, trust_remote_code: bool = False) -> Shape:
     """Find the shape for a short name, hub id, directory or config file; None: the embedded model.
 
     The shapes of the published models are packaged; nothing is downloaded for them.
@@ -78,6 +78,7 @@ def find_shape(name: str | None = None, trust_remote_code: bool = False) -> Shap
     Raises:
         ModelError: not found, not readable, or not a known family, with the way out.
     """
+    name = None if name is None else str(name)
     if name is not None and (alias := find_alias(name)) is not None and has_config(alias):
         return packaged_shape(alias)
     where = name if name is not None and is_config_file(name) else find_checkpoint(name)
