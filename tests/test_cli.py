@@ -507,7 +507,7 @@ def test_save_that_fails_leaves_nothing(tmp_path: Path, full_disk: None) -> None
 def test_save_does_not_write_over_the_media(fake: FakeRun, clip: str) -> None:
     kept = Path(clip).read_bytes()
     result = invoke("ask", clip, "what?", "--save", clip)
-    assert "would be written over a file that is asked about\nhint: give --save" in result.stderr
+    assert "would be written over a file that the command reads\nhint: give --save" in result.stderr
     assert (result.exit_code, Path(clip).read_bytes()) == (1, kept)
 
 

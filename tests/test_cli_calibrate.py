@@ -299,7 +299,7 @@ def test_a_picture_that_is_asked_about_is_not_drawn_over(fake: Fake, folder: Pat
     kept = Path("a.png").read_bytes()
     for arguments in (["q.jsonl"], ["a.png", "-q", "what?"]):
         result = invoke(*arguments, "--save", "a.yaml", "--save", "a.png")
-        assert "--save a.png would be written over a file that is asked about" in result.stderr
+        assert "--save a.png would be written over a file that the command reads" in result.stderr
         assert (result.exit_code, fake.load, Path("a.png").read_bytes()) == (1, {}, kept)
 
 

@@ -184,7 +184,7 @@ def test_what_is_asked_about_is_not_written_over(fake: FakeContest, tmp_path: Pa
     Image.new("RGB", (32, 32)).save(picture)
     kept = picture.read_bytes()
     result = invoke(str(picture), "what?", "--save", str(tmp_path / "." / "a.png"))
-    assert "a.png would be written over a file that is asked about\nhint: " in result.stderr
+    assert "a.png would be written over a file that the command reads\nhint: " in result.stderr
     assert (result.exit_code, fake.load, picture.read_bytes()) == (1, {}, kept)
 
 

@@ -242,7 +242,7 @@ def test_a_questions_file_is_not_taken_for_answers(questions: Path) -> None:
     path = questions / "few.jsonl"
     kept = path.read_bytes()
     found = run(path, "--answers", path)
-    assert "few.jsonl would be written over a file that is asked about" in found.stderr
+    assert "few.jsonl would be written over a file that the command reads" in found.stderr
     assert (found.exit_code, path.read_bytes()) == (1, kept)
 
 

@@ -215,7 +215,7 @@ def test_no_preset_is_written_over_what_it_was_made_from(
     Path("mine.yaml").write_text(text)
     result = invoke("q.jsonl", "--floor", "0.8", option, "mine.yaml", "--save", "./mine.yaml")
     assert result.exit_code == 1, result.output
-    assert "--save mine.yaml would be written over" in result.stderr
+    assert "--save mine.yaml would be written over a file that the command reads" in result.stderr
     assert Path("mine.yaml").read_text() == text
 
 

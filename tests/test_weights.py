@@ -139,7 +139,7 @@ def test_weights_of_whole_numbers_are_refused_but_buffers_are_not(
     name = next(name for name in weights if name.endswith("q_proj.weight"))
     weights[name] = weights[name].to(torch.int64)
     save_file(weights, directory / SINGLE, metadata={"format": "pt"})
-    with pytest.raises(ModelError, match=rf"1 weights are whole numbers, such as {name} \(I64\)"):
+    with pytest.raises(ModelError, match=rf"weights of whole numbers \(1, such as {name}: I64\)"):
         load(str(directory))
 
 

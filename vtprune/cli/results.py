@@ -61,7 +61,7 @@ def check_saves(
             os.path.exists(file) and os.path.samefile(path, file) for file in inputs
         ):
             raise VtpruneError(
-                f"{flag} {path} would be written over a file that is asked about",
+                f"{flag} {path} would be written over a file that the command reads",
                 f"give {flag} a name of its own",
             )
     if len({os.path.realpath(path) for _, path in given}) < len(given):

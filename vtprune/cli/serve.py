@@ -140,7 +140,7 @@ def serve(flags: Flags) -> None:
                     note = "stopped: requests that were still here have no answer"
                 stopped.add_note(note)
                 if application.state.server.queue.thread.is_alive():
-                    # Python's end would abort in it: its next step in Python is inside of C++.
+                    # At its next return into Python from C++ it would abort a process that ends.
                     code = TERMINATED if isinstance(stopped, Terminated) else INTERRUPTED
                     atexit.register(os._exit, code)
                 raise

@@ -60,9 +60,9 @@ class Weights:
         ]
         if whole:
             raise ModelError(
-                f"{checkpoint}: {len(whole)} weights are whole numbers, such as {whole[0]} "
-                f"({self.dtypes[whole[0]]}), and config.json names no quantisation",
-                AGAIN,
+                f"{checkpoint}: weights of whole numbers ({len(whole):,}, such as {whole[0]}: "
+                f"{self.dtypes[whole[0]]}), and config.json says nothing of quantised ones",
+                "config.json and the weights files are of two checkpoints: download both again",
             )
 
 
