@@ -244,9 +244,10 @@ def test_states_that_were_changed_between_two_layers_begin_a_segment() -> None:
     assert torch.equal(*slopes)
 
 
-def replay_of(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> Replay:
-    """A prompt's pass through the decoder, of which the last two predictions are wanted."""
-    structure = find_structure(model)
+def replay_of(name: str, model: PreTrainedModel | None = None) -> Replay:
+    """A picture's pass through the decoder, of which the last two predictions are wanted."""
+    model = model or shared_model(name)
+    structure, inputs = find_structure(model), tiny.inputs(name, model, "image")
     with note_decoder_call(structure) as call, torch.no_grad():
         model(**inputs, use_cache=False)
     marks = torch.isin(inputs["input_ids"][0], torch.tensor([*structure.placeholder_ids()]))
@@ -255,7 +256,7 @@ def replay_of(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> Replay
 
 def test_a_masked_token_is_seen_by_itself_alone() -> None:
     """A prompt may begin with one, which then has nothing else to see."""
-    replay = replay_of(shared_model("llava"), tiny.inputs("llava", shared_model("llava"), "image"))
+    replay = replay_of("llava")
     columns, hidden = torch.tensor([[True, False, True, False]]), torch.zeros(1, 4, 8)
     mask = replay.mask_keys(None, columns, hidden)
     expected = [[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [0, 1, 0, 1]]
@@ -275,20 +276,19 @@ def test_a_window_counts_the_tokens_that_are_left_out() -> None:
     """Left out of the sequence, they would let others back into the window."""
     model = tiny.model("llava_next_mistral")
     model.get_decoder().config.sliding_window = 16
-    replay = replay_of(model, tiny.inputs("llava_next_mistral", model, "image"))
+    replay = replay_of("llava_next_mistral", model)
     kept = torch.ones(1, len(replay.columns), dtype=torch.bool)
     kept[0, ::2] = False
     alone = replay.alone(kept)
     torch.testing.assert_close(alone, replay.masked(~kept), atol=1e-5, rtol=1e-4)
     model.get_decoder().config.sliding_window = None
-    wide = replay_of(model, tiny.inputs("llava_next_mistral", model, "image"))
+    wide = replay_of("llava_next_mistral", model)
     assert float((wide.alone(kept) - alone).abs().max()) > 1e-4
 
 
 @torch.no_grad()
 def test_keys_that_pruning_drops_between_layers_are_masked_from_there_on_too() -> None:
-    model = shared_model("llava")
-    replay = replay_of(model, tiny.inputs("llava", model, "image"))
+    replay = replay_of("llava")
     columns = torch.zeros(1, replay.length, dtype=torch.bool)
     columns[:, replay.columns[:5]] = True
     nothing = torch.zeros(1, len(replay.columns), dtype=torch.bool)
@@ -303,17 +303,16 @@ def test_keys_that_pruning_drops_between_layers_are_masked_from_there_on_too() -
 def test_a_model_that_collects_its_states_is_replayed_alike() -> None:
     """Transformers' hooks that collect them read the first argument by place."""
     model = tiny.model("llava")
-    inputs = tiny.inputs("llava", model, "image")
-    replay = replay_of(model, inputs)
+    replay = replay_of("llava", model)
     masked = torch.zeros(1, len(replay.columns), dtype=torch.bool)
     masked[0, :5] = True
     expected = replay.masked(masked)
     model.get_decoder().config.output_hidden_states = True
-    assert torch.equal(replay_of(model, inputs).masked(masked), expected)
+    assert torch.equal(replay_of("llava", model).masked(masked), expected)
 
 
 def test_the_text_of_a_replay_has_no_placeholders(monkeypatch: pytest.MonkeyPatch) -> None:
-    replay = replay_of(shared_model("llava"), tiny.inputs("llava", shared_model("llava"), "image"))
+    replay = replay_of("llava")
     monkeypatch.setattr(type(replay.structure), "placeholder_ids", lambda _: {0, 1, 3})
     assert replay.text_id == 2
 
