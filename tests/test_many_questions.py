@@ -1,14 +1,20 @@
-"""Many questions in one process: files, threads and hooks stay as they are."""
+"""Many questions in one process: files, threads and hooks stay as they are.
+
+`python tests/test_many_questions.py 500` prints what 500 of them leave, memory too.
+"""
 
 from __future__ import annotations
 
 import gc
 import os
+import sys
+import tempfile
 import threading
 from pathlib import Path
 
 import psutil
 import pytest
+from conftest import save_noise
 
 import vtprune
 
@@ -46,3 +52,24 @@ def test_many_questions_leave_nothing_behind(loaded: vtprune.Loaded, picture: Pa
     before = held(loaded)
     ask(3 * len(WAYS))
     assert held(loaded) == before
+
+
+def watch(count: int) -> None:
+    """Ask many questions, and print what the process holds after every hundred."""
+    loaded, process = vtprune.load(), psutil.Process()
+    with tempfile.TemporaryDirectory() as name:
+        pictures = [save_noise(Path(name, f"{n}.png"), 70, 90 + 10 * n) for n in range(4)]
+        for number in range(1, count + 1):
+            way = WAYS[number % 2]
+            question = f"what is number {number % 7}?"
+            vtprune.ask(loaded, pictures[number % 4], question, generation=SHORT, **way)  # type: ignore[arg-type]
+            if number % min(100, count) == 0:
+                values = {**held(loaded), "objects": len(gc.get_objects())}
+                text = ", ".join(f"{value} {what}" for what, value in values.items())
+                memory = process.memory_info().rss / 1e6
+                sys.stdout.write(f"{number}: {text}, {memory:.0f} MB\n")
+                sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    watch(int(sys.argv[1]))
