@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -364,6 +365,14 @@ def test_threads_that_meet_a_template_at_once_try_it_once(monkeypatch):
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(meet_template, range(4)))
     assert len(forks) == 1
+
+
+def test_a_form_of_conversation_is_not_kept():
+    case = frozenset(["one of very many that a client may send"])
+    kept = weakref.ref(case)
+    template_trial.try_template(case, lambda: "")
+    del case
+    assert kept() is None
 
 
 def test_a_template_that_was_tried_waits_for_no_other_trial():

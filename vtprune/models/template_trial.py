@@ -24,7 +24,7 @@ MOST_CHARACTERS = 2**24
 MOST_TRIED = 10_000  # forms that are remembered, which clients of a server choose
 RENDERED, TOO_LARGE, TOO_LONG = b"0", b"1", b"2"
 
-_tried: set[Hashable] = set()
+_tried: set[int] = set()  # hashes, as clients choose how long a form is
 _trial = threading.Lock()
 
 
@@ -40,15 +40,16 @@ def try_template(case: Hashable, render: Callable[[], str]) -> None:
     Raises:
         ModelError: rendering takes too much time or memory, or writes too much text.
     """
-    if case in _tried or not hasattr(os, "fork"):
+    key = hash(case)
+    if key in _tried or not hasattr(os, "fork"):
         return
     # From Python 3.12 on, filelock (of the hub's client) refuses a fork while another one begins.
     with _trial:
-        if case not in _tried:
+        if key not in _tried:
             _try_once(render)
             if len(_tried) >= MOST_TRIED:
                 _tried.clear()
-            _tried.add(case)
+            _tried.add(key)
 
 
 def _forget_trial() -> None:
