@@ -53,7 +53,7 @@ LEAST_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
-class Change:
+class CodeChange:
     """A change of a file.
 
     Args:
@@ -69,10 +69,10 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Trial:
+class ChangeTrial:
     """How the tests met a change: "found", "hung" (which finds it too) or "left"."""
 
-    change: Change
+    change: CodeChange
     outcome: str
     seconds: float
 
@@ -197,10 +197,10 @@ class _Replace(ast.NodeTransformer):
         return self.new if node is self.old else self.generic_visit(node)
 
 
-def list_changes(file: str, source: str) -> list[Change]:
+def list_changes(file: str, source: str) -> list[CodeChange]:
     """Return all changes of a file."""
     sites = _sites(ast.parse(source))
-    return [Change(file, number, *words) for number, (_, _, *words) in enumerate(sites)]
+    return [CodeChange(file, number, *words) for number, (_, _, *words) in enumerate(sites)]
 
 
 def changed_source(source: str, number: int) -> str:
@@ -226,7 +226,9 @@ def run_tests(checkout: Path, tests: Sequence[str], seconds: float | None) -> st
     return "found" if ended.returncode else "left"
 
 
-def try_changes(changes: Sequence[Change], tests: Sequence[str], log: Path) -> list[Trial]:
+def try_changes(
+    changes: Sequence[CodeChange], tests: Sequence[str], log: Path
+) -> list[ChangeTrial]:
     """Run the tests with each change that a log does not have yet, and add it there.
 
     Raises:
@@ -248,11 +250,11 @@ def try_changes(changes: Sequence[Change], tests: Sequence[str], log: Path) -> l
             path.write_text(changed_source(source, change.number), "utf-8")
             outcome = run_tests(checkout, tests, limit)
             path.write_text(source, "utf-8")
-            trial = Trial(change, outcome, round(time.monotonic() - began, 1))
+            trial = ChangeTrial(change, outcome, round(time.monotonic() - began, 1))
             lines.write(json.dumps(asdict(trial)) + "\n")
             lines.flush()
     return [
-        Trial(Change(**line["change"]), line["outcome"], line["seconds"])
+        ChangeTrial(CodeChange(**line["change"]), line["outcome"], line["seconds"])
         for line in read_lines(log)
     ]
 
