@@ -61,9 +61,11 @@ def test_an_unknown_model_gets_the_defaults_and_a_warning() -> None:
     assert (found.ecl, found.horizon, found.horizon_text) == (2, 21, None)
     assert found.sources == {"ecl": "default", "horizon": "default"}
     assert found.origin == "default"
-    assert len(warnings) == 1
-    assert warnings[0].startswith("ecl 2 and horizon 21 by default, not measured")
-    assert "internvl with 28 layers of width 3584" in warnings[0]
+    assert [warning.split(",")[0] for warning in warnings] == [
+        "ecl 2 by default",
+        "horizon 21 by default",
+    ]
+    assert all("internvl with 28 layers of width 3584" in warning for warning in warnings)
 
 
 @pytest.mark.parametrize(

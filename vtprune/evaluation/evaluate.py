@@ -218,7 +218,7 @@ def _doubts(rows: Sequence[EvaluationRow], files: int) -> list[str]:
 
 
 def default_places(loaded: Loaded, variants: Sequence[Variant]) -> list[str]:
-    """Return the warning of named layers that variants cut at and nobody measured in the model."""
+    """Return a warning of each named layer that variants cut at and nobody measured here."""
     used = {str(stage.at) for variant in variants for stage in all_stages(variant.preset)}
     return loaded.find_calibration(used)[1]
 

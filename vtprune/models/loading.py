@@ -180,7 +180,7 @@ class Loaded:
             used: the figures that are asked for.
 
         Returns:
-            the calibration, and a warning for those of the figures used that are defaults.
+            the calibration, and a warning for each of the figures used that is a default.
         """
         if self.calibration is not None:
             return self.calibration, []

@@ -55,7 +55,8 @@ def find_calibration(
         used: the figures that are asked for.
 
     Returns:
-        the calibration, and a warning for those of the figures used that are defaults.
+        the calibration, and a warning for each of the figures used that is a default; apart, so
+        that rows that use one and rows that use both say each once.
     """
     model = (model_type, layers, hidden)
     entry: Mapping[str, Any] = {}
@@ -72,12 +73,11 @@ def find_calibration(
         sources={**entry.get("sources", {}), **dict.fromkeys(missing, "default")},
         origin="packaged" if entry else "default",
     )
-    chosen = " and ".join(f"{figure} {missing[figure]}" for figure in missing if figure in used)
-    if not chosen:
-        return calibration, []
     return calibration, [
-        f"{chosen} by default, not measured: no figure is published for {model_type} with "
-        f"{layers} layers of width {hidden}; --calibration FILE sets them"
+        f"{figure} {layer} by default, not measured: none is published for {model_type} with "
+        f"{layers} layers of width {hidden}; --calibration FILE sets it"
+        for figure, layer in missing.items()
+        if figure in used
     ]
 
 
