@@ -646,6 +646,7 @@ def test_shares_follow_the_weights_and_add_up() -> None:
     assert weighted_quotas(10, [8, 8, 8], [0, 0, 1], least=0) == [1, 1, 8]
     assert weighted_quotas(8, [8, 8, 8], [0, 0, 1], least=0) == [0, 0, 8]
     assert weighted_quotas(2, [8, 8, 8], [1, 2, 3]) == [1, 0, 1]
+    assert weighted_quotas(2, [8, 8, 8], [1, 2, 3], least=0) == [0, 1, 1]
     assert weighted_quotas(9, [3, 3, 3], [1, 1, 1]) == [3, 3, 3]
 
 
