@@ -106,6 +106,21 @@ def test_a_file_of_a_checkpoint_that_is_far_too_large_is_not_read(
         vtprune.load(str(directory))
 
 
+@pytest.mark.parametrize("make", [pipe, socket_of, Path.mkdir])
+@pytest.mark.parametrize("name", ["tokenizer.json", "chat_template.jinja", "model.safetensors"])
+def test_what_is_no_file_of_a_checkpoint_is_named(
+    tmp_path: Path, checkpoints, name: str, make
+) -> None:  # type: ignore[no-untyped-def]
+    directory = shutil.copytree(checkpoints("llava"), tmp_path / "model")
+    (directory / name).unlink(missing_ok=True)
+    if make is Path.mkdir:
+        (directory / name).mkdir()
+    else:
+        make(tmp_path).rename(directory / name)
+    with within(10), pytest.raises(ModelError, match=rf"{name} is no regular file"):
+        vtprune.load(str(directory))
+
+
 @pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "gif", "webp", "avif", "tif"])
 def test_a_picture_with_gigabytes_behind_it_is_read(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a.{suffix}"

@@ -173,11 +173,13 @@ def find_file(
         bar: for a download.
 
     Raises:
-        ModelError: a text that is far too large.
+        ModelError: a text that is far too large; a folder, pipe or device of that name.
     """
     if os.path.isdir(checkpoint):
         path = Path(checkpoint) / name
         if not os.path.isfile(path):
+            if os.path.exists(path):
+                raise ModelError(f"{checkpoint}: {name} is no regular file", CORRECT)
             return None
         size = os.path.getsize(path)
         if path.suffix in (".json", ".jinja") and size > LARGEST_TEXT:
