@@ -88,7 +88,7 @@ def test_a_packaged_figure_is_that_of_its_page(
     methods = {stage.method for stage in load_preset(name).every_stage()}
     media = figure.media
     for rows in tables(text):
-        unpruned = next(row for row in rows if row[0].startswith("unpruned"))
+        unpruned = next((row for row in rows if row[0].startswith("unpruned")), [])
         for row in rows:
             if not {name, *methods} & set(re.findall(r"`([\w-]+)`", row[0])):
                 continue
