@@ -97,6 +97,13 @@ def shown(model, inputs, modality: str | None) -> PixelView:  # type: ignore[no-
     return PixelView(inputs, units)
 
 
+def shown_prompt(kind: str, batch: str):  # type: ignore[no-untyped-def]
+    """The tiny LLaVA-OneVision, a prompt for it, and what its pixels show."""
+    model = shared_model("llava_onevision")
+    inputs = prompts("llava_onevision", model, kind, batch)
+    return model, inputs, shown(model, inputs, None)
+
+
 def units_that_go(rows: Sequence[Sequence[Units]]) -> list[tuple[int, Units, int]]:
     """(sample, item, number) of what repeats or is plain, told from how it was made."""
     gone = []
@@ -230,9 +237,7 @@ def test_later_stages_work_on_what_is_left(name: str, kind: str) -> None:
 
 
 def test_a_stage_can_act_on_one_modality_alone() -> None:
-    model = shared_model("llava_onevision")
-    inputs = prompts("llava_onevision", model, "mixed", "ragged")
-    media = shown(model, inputs, None)
+    model, inputs, media = shown_prompt("mixed", "ragged")
     preset = {"video": PRESET, "image": {"stages": [{"at": 2, "method": "random", "keep": 0.5}]}}
     with vtprune.pruning(model, preset, inputs=prepared(media)) as trace:
         tokens, logits = oracle.generate(model, inputs, steps=3)
@@ -255,9 +260,7 @@ def test_the_kernel_does_not_matter(name: str) -> None:
 
 
 def test_the_model_is_as_before_also_after_an_exception_in_the_tower() -> None:
-    model = shared_model("llava_onevision")
-    inputs = prompts("llava_onevision", model, "video", "one")
-    media = shown(model, inputs, None)
+    model, inputs, media = shown_prompt("video", "one")
     hooks = {m: (len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()}
 
     def stop(module: object, args: object) -> None:
@@ -276,9 +279,7 @@ def test_the_model_is_as_before_also_after_an_exception_in_the_tower() -> None:
 
 
 def test_features_that_are_kept_are_not_those_of_another_tolerance() -> None:
-    model = shared_model("llava_onevision")
-    inputs = prompts("llava_onevision", model, "video", "one")
-    media = shown(model, inputs, None)
+    model, inputs, media = shown_prompt("video", "one")
     encoded: FeatureCache = {}
     logits = []
     for preset in (PRESET, {"stages": [{"at": 2, "method": "random", "keep": 1.0}]}, PRESET):
@@ -291,9 +292,7 @@ def test_features_that_are_kept_are_not_those_of_another_tolerance() -> None:
 
 def test_features_that_are_kept_are_those_of_the_frames_that_stayed() -> None:
     """A stage that keeps 4 of 33 tokens has features of one frame alone."""
-    model = shared_model("llava_onevision")
-    inputs = prompts("llava_onevision", model, "video", "one")
-    media = shown(model, inputs, None)
+    model, inputs, media = shown_prompt("video", "one")
     encoded: FeatureCache = {}
     logits = []
     for stage, features in (({**STAGE, "keep": 0.05}, encoded), (STAGE, encoded), (STAGE, None)):
@@ -377,9 +376,7 @@ def test_media_of_another_prompt_are_refused() -> None:
 
 
 def test_a_keep_below_what_always_stays_is_an_error_that_says_what_can_be_reached() -> None:
-    model = shared_model("llava_onevision")
-    inputs = prompts("llava_onevision", model, "video", "one")
-    media = shown(model, inputs, None)
+    model, inputs, media = shown_prompt("video", "one")
     match = r"keep 0\.05 can't be reached at pixels: .* always stay, 4 of 33 tokens"
     with pytest.raises(PresetError, match=match), vtprune.pruning(
         model, method="predictable", keep=0.05, inputs=prepared(media)
@@ -402,9 +399,7 @@ def test_a_keep_below_what_always_stays_is_an_error_that_says_what_can_be_reache
 
 def test_a_stage_alone_drops_whole_frames_down_to_the_keep_in_every_sample() -> None:
     """8 frames of 4 tokens and a newline; pairs are equal, so tolerance 0 leaves 16 of 33."""
-    model = shared_model("llava_onevision")
-    inputs = prompts("llava_onevision", model, "video", "ragged")
-    media = shown(model, inputs, None)
+    model, inputs, media = shown_prompt("video", "ragged")
     with vtprune.pruning(model, method="predictable", options={"tolerance": "0"}, keep=0.4,
                          inputs=prepared(media)) as trace:  # fmt: skip
         tokens, logits = oracle.generate(model, inputs, steps=3)
@@ -415,9 +410,7 @@ def test_a_stage_alone_drops_whole_frames_down_to_the_keep_in_every_sample() -> 
 
 
 def test_a_keep_that_the_content_is_below_is_warned_of() -> None:
-    model = shared_model("llava_onevision")
-    inputs = prompts("llava_onevision", model, "video", "one")
-    media = shown(model, inputs, None)
+    model, inputs, media = shown_prompt("video", "one")
     with vtprune.pruning(model, method="predictable", keep=0.9, inputs=prepared(media)) as trace:
         oracle.generate(model, inputs, steps=1)
     assert trace.keep_mean() == 16 / 33
