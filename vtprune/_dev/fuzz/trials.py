@@ -182,12 +182,12 @@ class CaseReader:
         else:
             self.done += 1
             values = json.loads(ended)
-        taken = {
+        measured = {
             "seconds": round(time.monotonic() - began, 3),
             "cpu": round(cpu - cpu_before, 3),
             "memory": memory,
         }
-        return CaseTrial(**values | taken)
+        return CaseTrial(**values | measured)
 
     def end(self) -> None:
         """End the process."""
